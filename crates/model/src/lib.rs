@@ -1,0 +1,24 @@
+//! Plain data shared by every part of `sempre`.
+//!
+//! Nothing in this crate does IO, reads a clock or draws a random number. The types fall into
+//! four groups:
+//!
+//! * [`ids`]: names and counters (member, generation, LSN, timeline);
+//! * [`policy`] and [`member`]: what an operator decides;
+//! * [`record`] and [`command`]: what the members agree on through Raft, and the only ways to
+//!   change it;
+//! * [`observation`]: what a member says of itself and of the others.
+
+pub mod command;
+pub mod ids;
+pub mod member;
+pub mod observation;
+pub mod policy;
+pub mod record;
+
+pub use command::{Command, Rejected};
+pub use ids::{Generation, Lsn, MemberId, NodeId, Timeline};
+pub use member::{Member, MemberKind, Path, Tags};
+pub use observation::Observation;
+pub use policy::Policy;
+pub use record::{Phase, Record, SyncSet};
