@@ -123,6 +123,8 @@ pub enum Change {
         expect: SyncSet,
         /// The new one.
         sync: SyncSet,
+        /// What the database is to enforce.
+        wanted: SyncSet,
         /// In words.
         why: String,
     },
@@ -365,6 +367,7 @@ impl Record {
                     return Err(refused(format!("{to} may not be primary")));
                 }
                 self.primary = Some(to.clone());
+                self.sync_wanted = sync.clone();
                 let seen = seen.into_iter().chain(evidence.iter().cloned()).collect();
                 self.phase = Phase::Promoting {
                     from,
@@ -408,15 +411,20 @@ impl Record {
                     ),
                 )
             }
-            Change::SetSync { generation, expect, sync, why } => {
+            Change::SetSync { generation, expect, sync, wanted, why } => {
                 self.expect_generation(*generation)?;
-                if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
-                    return Err(stale(format!("the cluster is {}", self.phase.name())));
-                }
                 if self.sync != *expect {
                     return Err(stale("the sync set was changed meanwhile"));
                 }
-                self.sync = sync.clone();
+                match &mut self.phase {
+                    Phase::Serving | Phase::HandingOver { .. } => self.sync = sync.clone(),
+                    // Nobody is let in yet, so nothing relies on the new primary's set yet.
+                    Phase::Promoting { sync: first, .. } => *first = wanted.clone(),
+                    other => {
+                        return Err(stale(format!("the cluster is {}", other.name())));
+                    }
+                }
+                self.sync_wanted = wanted.clone();
                 event("sync-set", why.clone())
             }
             Change::BeginHandOver { expect, to } => {

@@ -112,6 +112,10 @@ pub struct Database {
     pub admitted: bool,
     /// Primary: end of WAL that k of S must have flushed before clients are let in.
     pub recovered_lsn: Lsn,
+    /// Of a primary that was shut down cleanly: where its last checkpoint is. Every commit it
+    /// acknowledged is before.
+    #[serde(default)]
+    pub clean_end_lsn: Option<Lsn>,
     /// Parameters that wait for a restart.
     pub pending_restart: Vec<String>,
     /// Its process id.
@@ -163,6 +167,18 @@ pub struct Observation {
     pub fenced: Option<Fenced>,
     /// No database of this member serves, or will serve, as primary of any generation below.
     pub attests_below: Generation,
+    /// As a voter: it grants no lease of an older generation.
+    #[serde(default)]
+    pub promised: Generation,
+    /// As a voter: how long a lease of a generation before `promised` may still last, ms.
+    #[serde(default)]
+    pub old_grant_ms: u64,
+    /// As a voter: how long the lease it granted to the present generation lasts, ms.
+    #[serde(default)]
+    pub grant_ms: u64,
+    /// Primary: it has done its checkpoint, so that a hand-over will be quick.
+    #[serde(default)]
+    pub hand_over_ready: bool,
     /// The lease it holds.
     pub lease: Option<LeaseView>,
     /// Whom it hears, by path.
@@ -191,6 +207,10 @@ impl Observation {
             disk: DiskState::Healthy,
             fenced: None,
             attests_below: Generation(0),
+            promised: Generation(0),
+            old_grant_ms: 0,
+            grant_ms: 0,
+            hand_over_ready: false,
             lease: None,
             heard: BTreeMap::new(),
             busy: None,

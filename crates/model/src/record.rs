@@ -251,6 +251,9 @@ pub struct Record {
     pub phase: Phase,
     /// What a failover may rely on.
     pub sync: SyncSet,
+    /// What the primary's database is to enforce, as far as `sync` allows it already.
+    #[serde(default)]
+    pub sync_wanted: SyncSet,
     /// Nothing automatic happens.
     pub paused: bool,
     /// Wished change of primary.
@@ -281,6 +284,11 @@ impl Record {
     /// Voters needed to agree: a majority of all members.
     pub fn majority(&self) -> usize {
         self.members.len() / 2 + 1
+    }
+
+    /// The last primary whose clients were let in. Its own data hold every acknowledged commit.
+    pub fn last_serving(&self) -> Option<&MemberId> {
+        self.history.last().map(|entry| &entry.primary)
     }
 
     /// Is `id` the primary that may hold the lease of this generation now?

@@ -1,0 +1,417 @@
+//! What the Raft leader proposes: one ordered table, the first rule that fires wins.
+//!
+//! Every proposal carries the generation (and, for the sync set, the value) it was made from, so
+//! that one that comes too late is refused when it is applied.
+
+use crate::{
+    LeaderView, detect,
+    promote::{self, Choice},
+    sync::{future_commits_safe, hull, past_commits_safe},
+};
+use sempre_model::{
+    Member, MemberId, SyncSet,
+    command::Change,
+    observation::{Database, DiskState, ProcessState, Role},
+    policy::Durability,
+    record::{Cause, Phase, Switchover},
+};
+use std::collections::BTreeSet;
+
+/// A standby joins the sync set only when it is this close, bytes: a commit may have to wait for
+/// it from then on.
+const SYNC_JOIN_LAG_BYTES: u64 = 16 << 20;
+/// An idle standby replies once a second, so only this much silence towards its primary counts
+/// against it, ms, on top of `sync_timeout_ms`.
+const IDLE_REPLY_MS: u64 = 1_500;
+/// A hand-over that did not stop the primary in this time is given up, ms.
+const HAND_OVER_MS: u64 = 15_000;
+
+/// What to propose, and the rule that says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    /// The rule that fired.
+    pub rule: &'static str,
+    /// The change.
+    pub change: Change,
+}
+
+/// The outcome of one decision.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// What to propose, if anything.
+    pub proposal: Option<Proposal>,
+    /// Why nothing (more) is done, in words, for `status`.
+    pub why_not: Vec<String>,
+}
+
+type Rule = fn(&LeaderView, &mut Vec<String>) -> Option<Change>;
+
+/// The table. Order matters: safety of the present phase first, then wishes, then upkeep.
+pub const RULES: [(&str, Rule); 9] = [
+    ("fill-vacancy", fill_vacancy),
+    ("confirm-serving", confirm_serving),
+    ("shrink-while-promoting", shrink_while_promoting),
+    ("complete-hand-over", complete_hand_over),
+    ("replace-lost-primary", replace_lost_primary),
+    ("abort-hand-over", abort_hand_over),
+    ("leave-full-disk", leave_full_disk),
+    ("begin-hand-over", begin_hand_over),
+    ("keep-sync-set", keep_sync_set),
+];
+
+/// Decides what to propose now.
+pub fn decide(view: &LeaderView) -> Decision {
+    let mut why_not = Vec::new();
+    for (rule, fires) in RULES {
+        if let Some(change) = fires(view, &mut why_not) {
+            return Decision { proposal: Some(Proposal { rule, change }), why_not };
+        }
+    }
+    Decision { proposal: None, why_not }
+}
+
+fn fill_vacancy(view: &LeaderView, why_not: &mut Vec<String>) -> Option<Change> {
+    if !matches!(view.record.phase, Phase::Fencing { .. }) {
+        return None;
+    }
+    match promote::choose(view) {
+        Choice::Wait(why) => {
+            why_not.extend(why);
+            None
+        }
+        Choice::Promote { to, fenced, evidence, .. } => {
+            let standbys: BTreeSet<MemberId> = fenced
+                .iter()
+                .map(|f| f.member.clone())
+                .filter(|m| *m != to && view.record.member(m).is_some_and(Member::can_sync))
+                .collect();
+            let sync = trim(view, &to, standbys);
+            Some(Change::Promote { generation: view.record.generation, to, fenced, sync, evidence })
+        }
+    }
+}
+
+/// The promoted primary, as far as it says it is one.
+fn promoted<'a>(view: &'a LeaderView) -> Option<(&'a MemberId, &'a Database, &'a SyncSet)> {
+    let Phase::Promoting { sync, .. } = &view.record.phase else { return None };
+    let primary = view.record.primary.as_ref()?;
+    let database = view.database(primary)?;
+    let is = database.process == ProcessState::Running
+        && database.role == Role::Primary
+        && database.generation == view.record.generation;
+    is.then_some((primary, database, sync))
+}
+
+fn confirm_serving(view: &LeaderView, why_not: &mut Vec<String>) -> Option<Change> {
+    let (primary, database, sync) = promoted(view)?;
+    if database.sync.as_ref() != Some(sync) {
+        why_not.push(format!("{primary} does not enforce its first sync set yet"));
+        return None;
+    }
+    let flushed = flushed(database, sync, database.recovered_lsn);
+    if flushed < sync.k {
+        why_not.push(format!(
+            "{flushed} of {} standbys have flushed {}, the end of {primary}'s recovery",
+            sync.k, database.recovered_lsn
+        ));
+        return None;
+    }
+    Some(Change::ConfirmServing {
+        generation: view.record.generation,
+        timeline: database.timeline,
+        lsn: database.recovered_lsn,
+    })
+}
+
+/// How many of `sync` have flushed `lsn`, as the primary's walsenders see it.
+fn flushed(database: &Database, sync: &SyncSet, lsn: sempre_model::Lsn) -> usize {
+    sync.members
+        .iter()
+        .filter(|m| database.downstreams.get(*m).is_some_and(|d| d.flush_lsn >= lsn))
+        .count()
+}
+
+/// A standby that was to confirm the new primary is lost as well.
+fn shrink_while_promoting(view: &LeaderView, _: &mut Vec<String>) -> Option<Change> {
+    let (_, _, sync) = promoted(view)?;
+    if view.record.policy.strict {
+        return None;
+    }
+    let alive = sync.members.iter().filter(|m| alive(view, m)).cloned().collect();
+    let smaller = SyncSet { k: sync.k.min(BTreeSet::len(&alive)), members: alive };
+    (smaller != *sync).then(|| Change::SetSync {
+        generation: view.record.generation,
+        expect: view.record.sync.clone(),
+        sync: view.record.sync.clone(),
+        why: format!("first sync set without the lost: {}", show(&smaller)),
+        wanted: smaller,
+    })
+}
+
+/// Heard lately, with a database at work.
+fn alive(view: &LeaderView, member: &MemberId) -> bool {
+    let timeout = view.record.policy.sync_timeout_ms;
+    view.age(member).is_some_and(|age| age < timeout)
+        && view.heard.get(member).is_some_and(|h| {
+            h.observation.busy.is_none()
+                && h.observation
+                    .database
+                    .as_ref()
+                    .is_some_and(|d| d.process == ProcessState::Running)
+        })
+}
+
+fn complete_hand_over(view: &LeaderView, _: &mut Vec<String>) -> Option<Change> {
+    let Phase::HandingOver { to, .. } = &view.record.phase else { return None };
+    let primary = view.record.primary.as_ref()?;
+    let observation = view.observation(primary)?;
+    (observation.attests_below > view.record.generation).then(|| Change::BeginFailover {
+        expect: view.record.generation,
+        cause: Cause::Switchover,
+        target: Some(to.clone()),
+        allow_data_loss: false,
+        served_until_unix_ms: served_until_hand_over(view),
+        evidence: vec![format!("{primary} has shut down to hand over to {to}")],
+    })
+}
+
+fn served_until_hand_over(view: &LeaderView) -> u64 {
+    match &view.record.phase {
+        Phase::HandingOver { began_unix_ms, .. } => *began_unix_ms,
+        _ => view.now_unix_ms,
+    }
+}
+
+fn replace_lost_primary(view: &LeaderView, why_not: &mut Vec<String>) -> Option<Change> {
+    if matches!(view.record.phase, Phase::Forming | Phase::Fencing { .. }) {
+        return None;
+    }
+    let primary = view.record.primary.as_ref()?;
+    let condemned = detect::judge(view, primary)?;
+    if view.record.paused {
+        why_not.push(format!(
+            "{primary} is lost ({}), but the cluster is paused: nothing automatic happens",
+            condemned.evidence.join("; ")
+        ));
+        return None;
+    }
+    let ago = view.now.saturating_sub(condemned.served_until);
+    let served_until_unix_ms = match &view.record.phase {
+        Phase::Promoting { served_until_unix_ms, .. } => *served_until_unix_ms,
+        _ => view.now_unix_ms.saturating_sub(ago),
+    };
+    Some(Change::BeginFailover {
+        expect: view.record.generation,
+        cause: condemned.cause,
+        target: None,
+        allow_data_loss: false,
+        served_until_unix_ms,
+        evidence: condemned.evidence,
+    })
+}
+
+fn abort_hand_over(view: &LeaderView, _: &mut Vec<String>) -> Option<Change> {
+    let Phase::HandingOver { to, .. } = &view.record.phase else { return None };
+    let waited = view.now.saturating_sub(view.since);
+    let why = if !alive(view, to) {
+        format!("hand-over given up: {to} is lost")
+    } else if waited > HAND_OVER_MS + view.record.policy.drain_timeout_ms {
+        format!("hand-over given up: the primary did not stop within {waited} ms")
+    } else {
+        return None;
+    };
+    Some(Change::AbortHandOver { expect: view.record.generation, why })
+}
+
+/// The primary's disk is full, and it still answers: hand over while it can.
+fn leave_full_disk(view: &LeaderView, why_not: &mut Vec<String>) -> Option<Change> {
+    if view.record.phase != Phase::Serving || view.record.paused {
+        return None;
+    }
+    let primary = view.record.primary.as_ref()?;
+    if view.observation(primary)?.disk != DiskState::Full {
+        return None;
+    }
+    let wish = Switchover { to: None, at_unix_ms: None };
+    match target(view, primary, &wish) {
+        Ok(to) => Some(Change::BeginHandOver { expect: view.record.generation, to }),
+        Err(why) => {
+            why_not.push(format!("{primary}'s disk is full, but {why}"));
+            None
+        }
+    }
+}
+
+fn begin_hand_over(view: &LeaderView, why_not: &mut Vec<String>) -> Option<Change> {
+    let wish = view.record.switchover.as_ref()?;
+    if view.record.phase != Phase::Serving
+        || wish.at_unix_ms.is_some_and(|at| at > view.now_unix_ms)
+    {
+        return None;
+    }
+    let primary = view.record.primary.as_ref()?;
+    match target(view, primary, wish) {
+        Err(why) => {
+            why_not.push(format!("switchover: {why}"));
+            None
+        }
+        Ok(_) if !view.observation(primary)?.hand_over_ready => {
+            why_not.push(format!("switchover: {primary} is still doing its checkpoint"));
+            None
+        }
+        Ok(to) => Some(Change::BeginHandOver { expect: view.record.generation, to }),
+    }
+}
+
+/// Who a switchover goes to, or why to nobody. The API asks this as well, before it accepts the
+/// wish.
+pub fn target(
+    view: &LeaderView,
+    primary: &MemberId,
+    wish: &Switchover,
+) -> Result<MemberId, String> {
+    let database =
+        view.database(primary).ok_or_else(|| format!("the primary {primary} is not heard"))?;
+    let mut reasons = Vec::new();
+    let mut able: Vec<(u64, i32, &MemberId)> = Vec::new();
+    for member in view.record.data_members().filter(|m| m.name != *primary) {
+        let name = &member.name;
+        if wish.to.as_ref().is_some_and(|to| to != name) {
+            continue;
+        }
+        match hand_over_obstacle(view, database, member) {
+            None => {
+                let lag = database
+                    .downstreams
+                    .get(name)
+                    .map_or(u64::MAX, |d| database.lsn.bytes_since(d.flush_lsn));
+                able.push((lag >> 20, -member.tags.priority, name));
+            }
+            Some(why) => reasons.push(why),
+        }
+    }
+    able.sort();
+    match able.first() {
+        Some((_, _, name)) => Ok((*name).clone()),
+        None if reasons.is_empty() => Err("there is no such member".into()),
+        None => Err(reasons.join("; ")),
+    }
+}
+
+fn hand_over_obstacle(view: &LeaderView, primary: &Database, member: &Member) -> Option<String> {
+    let name = &member.name;
+    if !member.can_lead() {
+        return Some(format!("{name} is never_primary"));
+    }
+    if !alive(view, name) {
+        return Some(format!("{name} is not running"));
+    }
+    let Some(downstream) = primary.downstreams.get(name).filter(|d| d.state == "streaming") else {
+        return Some(format!("{name} is not streaming from the primary"));
+    };
+    let lag = primary.lsn.bytes_since(downstream.flush_lsn);
+    let limit = view.record.policy.switchover_max_lag_bytes;
+    (lag > limit).then(|| {
+        format!("{name} is {lag} bytes behind, more than switchover_max_lag_bytes ({limit})")
+    })
+}
+
+fn keep_sync_set(view: &LeaderView, why_not: &mut Vec<String>) -> Option<Change> {
+    let record = view.record;
+    if record.phase != Phase::Serving {
+        return None;
+    }
+    let primary = record.primary.as_ref()?;
+    let database = view.database(primary)?;
+    if database.role != Role::Primary || database.generation != record.generation {
+        return None;
+    }
+    let enforced = database.sync.as_ref()?;
+    let target = wished_sync(view, primary, database);
+    let (relied, wanted) = (&record.sync, &record.sync_wanted);
+    if *relied == target && *wanted == target {
+        return None;
+    }
+    let set = |sync: SyncSet, wanted: SyncSet| {
+        Some(Change::SetSync {
+            generation: record.generation,
+            expect: relied.clone(),
+            why: format!("relied on {}, enforcing {}", show(&sync), show(&wanted)),
+            sync,
+            wanted,
+        })
+    };
+    if *wanted == target && *enforced == target {
+        let flushed = flushed(database, &target, database.sync_since_lsn);
+        if past_commits_safe(relied, &target) || flushed >= target.k {
+            return set(target.clone(), target);
+        }
+        why_not.push(format!(
+            "sync set {}: {flushed} of {} have flushed {}",
+            show(&target),
+            target.k,
+            database.sync_since_lsn
+        ));
+        return None;
+    }
+    let hull = hull(relied, &[enforced, wanted], &target);
+    debug_assert!(past_commits_safe(relied, &hull) && future_commits_safe(&hull, enforced));
+    if hull == *relied && target == *wanted {
+        why_not.push(format!("waiting for {primary} to enforce {}", show(&target)));
+        return None;
+    }
+    set(hull, target)
+}
+
+fn show(sync: &SyncSet) -> String {
+    let names: Vec<_> = sync.members.iter().map(|m| m.as_str()).collect();
+    format!("{} of {{{}}}", sync.k, names.join(", "))
+}
+
+/// The sync set to aim for with what is seen.
+pub fn wished_sync(view: &LeaderView, primary: &MemberId, database: &Database) -> SyncSet {
+    if view.record.policy.durability == Durability::Async {
+        return SyncSet::default();
+    }
+    let able = view
+        .record
+        .data_members()
+        .filter(|m| m.name != *primary && m.can_sync() && alive(view, &m.name))
+        .filter(|m| {
+            database.downstreams.get(&m.name).is_some_and(|d| {
+                d.state == "streaming"
+                    && d.reply_age_ms < view.record.policy.sync_timeout_ms + IDLE_REPLY_MS
+                    && (view.record.sync.members.contains(&m.name)
+                        || database.lsn.bytes_since(d.flush_lsn) < SYNC_JOIN_LAG_BYTES)
+            })
+        })
+        .map(|m| m.name.clone())
+        .collect();
+    trim(view, primary, able)
+}
+
+/// Picks k + spares of `able`: present members first, so that the set is steady; then other
+/// zones than the primary's, then priority. One outside the primary's zone is always among them
+/// if there is one.
+fn trim(view: &LeaderView, primary: &MemberId, able: BTreeSet<MemberId>) -> SyncSet {
+    let record = view.record;
+    let policy = &record.policy;
+    if policy.durability == Durability::Async {
+        return SyncSet::default();
+    }
+    let zone = |m: &MemberId| record.member(m).and_then(|m| m.zone.clone());
+    let home = zone(primary);
+    let elsewhere = |m: &MemberId| home.is_some() && zone(m).is_some_and(|z| Some(z) != home);
+    let priority = |m: &MemberId| record.member(m).map_or(0, |m| m.tags.priority);
+    let mut ranked: Vec<MemberId> = able.into_iter().collect();
+    ranked.sort_by_key(|m| {
+        (!record.sync.members.contains(m), !elsewhere(m), -priority(m), m.clone())
+    });
+    if let Some(first) = ranked.iter().position(elsewhere) {
+        let member = ranked.remove(first);
+        ranked.insert(0, member);
+    }
+    ranked.truncate(policy.sync_count + policy.sync_spares);
+    let k = if policy.strict { policy.sync_count } else { policy.sync_count.min(ranked.len()) };
+    SyncSet { members: ranked.into_iter().collect(), k }
+}

@@ -1,0 +1,407 @@
+//! What a member does to its own database, so that it becomes what the record says: one ordered
+//! table, the first rule that fires gives the next step. The agent executes it and asks again.
+//!
+//! A member acts only on a record at least as new as what it promised ([`Local::promised`]):
+//! one that restarted with an older record stays fenced until it has caught up.
+
+use crate::{LeaderView, Millis, detect, sync::enforceable};
+use sempre_model::{
+    Generation, MemberId, MemberKind, Record, SyncSet,
+    observation::{Database, ProcessState, Role},
+    record::Phase,
+};
+
+/// How long a crashed primary waits for the leader to begin the failover that it expects too,
+/// before it restarts in place after all, ms.
+const CRASH_PATIENCE_MS: u64 = 3_000;
+/// How long a standby may fail to stream before its WAL is compared with its upstream's, ms.
+/// Shorter than this, a reconnect is still likely.
+const NOT_STREAMING_MS: u64 = 3_000;
+
+/// What is in the data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DataDir {
+    /// Nothing.
+    Missing,
+    /// Something sempre must not touch; why, in words.
+    Unusable(String),
+    /// A cluster; `was_primary`: its control file says it last ran out of recovery.
+    Present {
+        /// It last ran as a primary.
+        was_primary: bool,
+    },
+}
+
+/// What the member knows of itself.
+#[derive(Clone, Debug)]
+pub struct Local<'a> {
+    /// What the member, if it were leader, would see.
+    pub view: LeaderView<'a>,
+    /// It acts on nothing older.
+    pub promised: Generation,
+    /// Until when it holds the lease of the record's generation.
+    pub lease_until: Option<Millis>,
+    /// The guard has a live database process.
+    pub running: bool,
+    /// The guard runs it as the primary of this generation.
+    pub armed: Option<Generation>,
+    /// The guard refuses to serve any generation below.
+    pub fenced_below: Generation,
+    /// The database ended without being asked to, at this time.
+    pub crashed_at: Option<Millis>,
+    /// The data directory.
+    pub data: DataDir,
+    /// The newest word of the database.
+    pub database: &'a Database,
+    /// The upstream its configuration names.
+    pub upstream: Option<MemberId>,
+    /// The sync set its configuration enforces.
+    pub sync: SyncSet,
+    /// Its configuration lets clients in.
+    pub admitted: bool,
+    /// Since when it is a standby that should stream and does not.
+    pub not_streaming_since: Option<Millis>,
+    /// It has compared its WAL with the upstream's for this generation, and they fit.
+    pub checked_for: Generation,
+    /// A start or rejoin failed; not before this time again.
+    pub retry_at: Millis,
+    /// The settings that need no restart differ from the ones in force.
+    pub settings_differ: bool,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Have the guard end any database that serves a generation below, and refuse it for ever.
+    Fence {
+        /// The generation.
+        below: Generation,
+    },
+    /// Start PostgreSQL as the primary of `generation` (crash recovery included), clients kept out.
+    StartPrimary {
+        /// The generation.
+        generation: Generation,
+        /// What it enforces from the beginning.
+        sync: SyncSet,
+    },
+    /// Start PostgreSQL as a standby.
+    StartStandby {
+        /// From whom it streams; none: from nobody (fenced).
+        upstream: Option<MemberId>,
+    },
+    /// Stream from somebody else, or from nobody.
+    Follow {
+        /// From whom.
+        upstream: Option<MemberId>,
+    },
+    /// Become the primary of `generation`.
+    Promote {
+        /// The generation.
+        generation: Generation,
+        /// What it enforces from the beginning.
+        sync: SyncSet,
+    },
+    /// Enforce another sync set.
+    SetSync {
+        /// The set.
+        sync: SyncSet,
+    },
+    /// Let clients in, or keep new ones out.
+    Admit(bool),
+    /// Write and reload the configuration.
+    Reload,
+    /// A checkpoint, so that the shutdown of a hand-over is short.
+    Checkpoint,
+    /// Let sessions finish for a moment, shut down, and attest.
+    HandOver,
+    /// Make the data follow `upstream`: straight, by rewinding, or by a fresh copy.
+    Rejoin {
+        /// The new upstream.
+        upstream: MemberId,
+    },
+    /// A fresh copy.
+    Clone {
+        /// For `reinit`: throw away what is there.
+        discard: bool,
+    },
+    /// Stop and start, on request.
+    Restart,
+}
+
+/// The next step and the rule that says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Next {
+    /// The rule that fired.
+    pub rule: &'static str,
+    /// What to do.
+    pub step: Step,
+}
+
+type Rule = fn(&Local) -> Option<Step>;
+
+/// The table: safety first, then getting the role right, then upkeep.
+pub const RULES: [(&str, Rule); 8] = [
+    ("fence-old-primary", fence_old_primary),
+    ("stay-fenced", stay_fenced),
+    ("hand-over", hand_over),
+    ("be-primary", be_primary),
+    ("get-data", get_data),
+    ("be-standby", be_standby),
+    ("restart-on-request", restart_on_request),
+    ("reload", reload),
+];
+
+/// Decides the next step, if there is one.
+pub fn next(local: &Local) -> Option<Next> {
+    let record = local.view.record;
+    let me = record.member(local.view.me)?;
+    if me.kind == MemberKind::Witness || record.cluster.is_none() {
+        return None;
+    }
+    RULES.iter().find_map(|(rule, fires)| fires(local).map(|step| Next { rule, step }))
+}
+
+fn record<'a>(local: &Local<'a>) -> &'a Record {
+    local.view.record
+}
+
+/// The record is older than what this member has promised.
+fn outdated(local: &Local) -> bool {
+    record(local).generation < local.promised
+}
+
+fn my_turn(local: &Local) -> bool {
+    !outdated(local) && record(local).may_hold_lease(local.view.me)
+}
+
+fn forming(local: &Local) -> bool {
+    record(local).phase == Phase::Forming
+}
+
+fn lease_valid(local: &Local) -> bool {
+    local.lease_until.is_some_and(|until| until > local.view.now)
+}
+
+/// A database that serves an older generation ends; a fence is kept even if none runs.
+fn fence_old_primary(local: &Local) -> Option<Step> {
+    if forming(local) {
+        return None;
+    }
+    let newest = record(local).generation.max(local.promised);
+    let below = if my_turn(local) { record(local).generation } else { newest };
+    let stale = local.armed.is_some_and(|g| g < below);
+    let vacant = matches!(record(local).phase, Phase::Fencing { .. }) || outdated(local);
+    let someone_else = !my_turn(local) && local.armed.is_some_and(|g| g <= newest);
+    let attest = vacant && local.fenced_below < below;
+    (stale || attest).then_some(Step::Fence { below }).or_else(|| {
+        // Another member holds this very generation: no database here may be armed for it.
+        (someone_else && !stale).then_some(Step::Fence { below: newest.next() })
+    })
+}
+
+/// While there is no primary (or the record is outdated), a standby streams from nobody.
+fn stay_fenced(local: &Local) -> Option<Step> {
+    let vacant = matches!(record(local).phase, Phase::Fencing { .. });
+    if !vacant && !outdated(local) || local.armed.is_some() {
+        return None;
+    }
+    if local.running {
+        return local.upstream.is_some().then_some(Step::Follow { upstream: None });
+    }
+    match local.data {
+        // One that ran as a primary may have WAL that nobody else has: it is compared first.
+        DataDir::Present { was_primary: false } if local.view.now >= local.retry_at => {
+            Some(Step::StartStandby { upstream: None })
+        }
+        _ => None,
+    }
+}
+
+fn hand_over(local: &Local) -> Option<Step> {
+    if !my_turn(local) {
+        return None;
+    }
+    let generation = record(local).generation;
+    match &record(local).phase {
+        Phase::HandingOver { .. } if local.running => Some(Step::HandOver),
+        Phase::HandingOver { .. } if local.fenced_below <= generation => {
+            Some(Step::Fence { below: generation.next() })
+        }
+        Phase::Serving if local.running && local.armed == Some(generation) => {
+            let wish = record(local).switchover.as_ref()?;
+            let due = wish.at_unix_ms.is_none_or(|at| at <= local.view.now_unix_ms);
+            let ready =
+                local.view.heard.get(local.view.me).is_some_and(|h| h.observation.hand_over_ready);
+            (due && !ready).then_some(Step::Checkpoint)
+        }
+        _ => None,
+    }
+}
+
+fn be_primary(local: &Local) -> Option<Step> {
+    if !my_turn(local)
+        || matches!(record(local).phase, Phase::HandingOver { .. })
+        || local.fenced_below > record(local).generation
+    {
+        return None;
+    }
+    let generation = record(local).generation;
+    let sync = first_sync(local);
+    if !lease_valid(local) {
+        return None;
+    }
+    if !local.running {
+        return start_as_primary(local, generation, sync);
+    }
+    match local.armed {
+        None if local.database.role == Role::Standby && answers(local) => {
+            Some(Step::Promote { generation, sync })
+        }
+        Some(g) if g == generation && answers(local) && local.database.role == Role::Primary => {
+            serve(local, sync)
+        }
+        // Armed, but the promotion was cut short (the agent restarted in between).
+        Some(g) if g == generation && answers(local) && local.database.role == Role::Standby => {
+            Some(Step::Promote { generation, sync })
+        }
+        _ => None,
+    }
+}
+
+fn answers(local: &Local) -> bool {
+    local.database.process == ProcessState::Running
+}
+
+/// What the database is to enforce by the record.
+fn first_sync(local: &Local) -> SyncSet {
+    let record = record(local);
+    match &record.phase {
+        Phase::Promoting { sync, .. } => sync.clone(),
+        _ => enforceable(&record.sync, &record.sync_wanted).clone(),
+    }
+}
+
+fn start_as_primary(local: &Local, generation: Generation, sync: SyncSet) -> Option<Step> {
+    let DataDir::Present { was_primary } = local.data else { return None };
+    if local.view.now < local.retry_at {
+        return None;
+    }
+    if !was_primary {
+        // A standby becomes primary by promotion only, so that it gets a timeline of its own.
+        return Some(Step::StartStandby { upstream: None });
+    }
+    if record(local).last_serving() != Some(local.view.me) {
+        return None;
+    }
+    let waits = local.crashed_at.is_some_and(|at| {
+        local.view.now.saturating_sub(at) < CRASH_PATIENCE_MS
+            && detect::prefer_failover(&local.view, local.view.me)
+    });
+    if waits || (record(local).paused && local.crashed_at.is_some()) {
+        return None;
+    }
+    Some(Step::StartPrimary { generation, sync })
+}
+
+/// A primary at work: the right sync set, then clients.
+fn serve(local: &Local, sync: SyncSet) -> Option<Step> {
+    if local.sync != sync {
+        return Some(Step::SetSync { sync });
+    }
+    let admit = record(local).phase == Phase::Serving && confirmed(local, &sync);
+    (admit && !local.admitted).then_some(Step::Admit(true))
+}
+
+/// Rule 3: k of the sync set have flushed what recovery left, so nothing a client reads can
+/// vanish.
+fn confirmed(local: &Local, sync: &SyncSet) -> bool {
+    let end = local.database.recovered_lsn;
+    let flushed = sync
+        .members
+        .iter()
+        .filter(|m| local.database.downstreams.get(*m).is_some_and(|d| d.flush_lsn >= end))
+        .count();
+    flushed >= sync.k
+}
+
+fn upstream(local: &Local) -> Option<MemberId> {
+    let record = record(local);
+    let primary = record.primary.clone()?;
+    let wished = record.member(local.view.me)?.tags.replicate_from.clone();
+    // A cascade is only as good as its middle: without it, go to the primary.
+    wished.filter(|m| m != local.view.me && *m != primary && streams(local, m)).or(Some(primary))
+}
+
+fn streams(local: &Local, member: &MemberId) -> bool {
+    local.view.database(member).is_some_and(|d| {
+        d.process == ProcessState::Running && d.role == Role::Standby && d.streaming_from.is_some()
+    })
+}
+
+/// The member to stream from, once there is one.
+fn leader_to_follow(local: &Local) -> Option<MemberId> {
+    if outdated(local) || my_turn(local) || forming(local) {
+        return None;
+    }
+    upstream(local)
+}
+
+fn get_data(local: &Local) -> Option<Step> {
+    let upstream = leader_to_follow(local)?;
+    let reinit = record(local).reinits.contains_key(local.view.me);
+    if local.view.now < local.retry_at && !reinit {
+        return None;
+    }
+    let ready = matches!(record(local).phase, Phase::Serving)
+        && local.view.database(record(local).primary.as_ref()?).is_some_and(|d| {
+            d.process == ProcessState::Running && d.role == Role::Primary && d.admitted
+        });
+    if !ready {
+        return None;
+    }
+    match local.data {
+        _ if reinit => Some(Step::Clone { discard: true }),
+        DataDir::Missing => Some(Step::Clone { discard: false }),
+        DataDir::Present { was_primary } if !local.running => {
+            let checked = local.checked_for == record(local).generation;
+            (was_primary && !checked).then_some(Step::Rejoin { upstream })
+        }
+        DataDir::Present { .. } => {
+            let stuck = local
+                .not_streaming_since
+                .is_some_and(|since| local.view.now.saturating_sub(since) >= NOT_STREAMING_MS)
+                && local.upstream.as_ref() == Some(&upstream);
+            stuck.then_some(Step::Rejoin { upstream })
+        }
+        DataDir::Unusable(_) => None,
+    }
+}
+
+fn be_standby(local: &Local) -> Option<Step> {
+    let upstream = leader_to_follow(local)?;
+    if local.armed.is_some() {
+        return None;
+    }
+    if local.running {
+        let differs = local.upstream.as_ref() != Some(&upstream);
+        return differs.then_some(Step::Follow { upstream: Some(upstream) });
+    }
+    match local.data {
+        DataDir::Present { was_primary }
+            if local.view.now >= local.retry_at
+                && (!was_primary || local.checked_for == record(local).generation) =>
+        {
+            Some(Step::StartStandby { upstream: Some(upstream) })
+        }
+        _ => None,
+    }
+}
+
+fn restart_on_request(local: &Local) -> Option<Step> {
+    let wished = record(local).restarts.contains_key(local.view.me);
+    (wished && local.running && answers(local) && !outdated(local)).then_some(Step::Restart)
+}
+
+fn reload(local: &Local) -> Option<Step> {
+    (local.running && local.settings_differ && answers(local)).then_some(Step::Reload)
+}
