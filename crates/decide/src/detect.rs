@@ -128,6 +128,7 @@ fn silence(view: &LeaderView, primary: &MemberId) -> Option<Condemned> {
     }
     let mut missing = vec![format!("{} misses it for {own_age} ms", view.me)];
     for name in view.record.members.keys().filter(|m| *m != primary && *m != view.me) {
+        let votes = view.voters.contains(name);
         let Some(observation) = view.observation(name) else { continue };
         let reported = view.age(name).unwrap_or(0);
         let age = observation
@@ -137,8 +138,9 @@ fn silence(view: &LeaderView, primary: &MemberId) -> Option<Condemned> {
             .map(|age| age + reported);
         match age {
             Some(age) if age < detect => {}
-            Some(age) => missing.push(format!("{name} misses it for {age} ms")),
-            None => missing.push(format!("{name} does not hear it")),
+            Some(age) if votes => missing.push(format!("{name} misses it for {age} ms")),
+            None if votes => missing.push(format!("{name} does not hear it")),
+            _ => {}
         }
         let streams = observation.database.as_ref().is_some_and(|d| {
             d.streaming_from.as_ref() == Some(primary)
@@ -148,7 +150,7 @@ fn silence(view: &LeaderView, primary: &MemberId) -> Option<Condemned> {
             return None;
         }
     }
-    if missing.len() < view.record.majority() {
+    if missing.len() < view.majority() {
         return None;
     }
     condemned(view, primary, Cause::MemberLost, missing)
@@ -157,9 +159,9 @@ fn silence(view: &LeaderView, primary: &MemberId) -> Option<Condemned> {
 /// A majority has no grant outstanding for it, so its lease is over.
 fn no_lease(view: &LeaderView, primary: &MemberId) -> Option<Condemned> {
     let generation = view.record.generation;
-    let members = &view.record.members;
-    let without: Vec<&MemberId> = members
-        .keys()
+    let without: Vec<&MemberId> = view
+        .voters
+        .iter()
         .filter(|name| {
             view.observation(name).is_some_and(|o| {
                 let passed = view.age(name).unwrap_or(0);
@@ -167,8 +169,8 @@ fn no_lease(view: &LeaderView, primary: &MemberId) -> Option<Condemned> {
             })
         })
         .collect();
-    let could_grant = members.len() - without.len();
-    if could_grant >= view.record.majority() || !known_to_have_served(view, primary) {
+    let could_grant = view.voters.len() - without.len();
+    if could_grant >= view.majority() || !known_to_have_served(view, primary) {
         return None;
     }
     let names: Vec<_> = without.iter().map(|m| m.as_str()).collect();

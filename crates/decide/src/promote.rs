@@ -301,9 +301,8 @@ fn old_lease_over(view: &LeaderView, grounds: &Grounds) -> Result<String, String
         return Ok("fast_promotion: the old primary can commit nothing any more".into());
     }
     let mut left: Vec<u64> = view
-        .record
-        .members
-        .keys()
+        .voters
+        .iter()
         .filter_map(|name| {
             let observation = view.observation(name).filter(|o| o.promised >= generation)?;
             let passed = view.age(name).unwrap_or(0);
@@ -311,7 +310,7 @@ fn old_lease_over(view: &LeaderView, grounds: &Grounds) -> Result<String, String
         })
         .collect();
     left.sort_unstable();
-    let majority = view.record.majority();
+    let majority = view.majority();
     match left.get(majority - 1) {
         None => Err(format!(
             "{} of {majority} needed members promised generation {generation}",

@@ -2,7 +2,7 @@
 
 use crate::Millis;
 use sempre_model::{MemberId, Observation, Record, observation::Database};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The newest observation of a member, and when it was heard.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct LeaderView<'a> {
     pub since: Millis,
     /// The present generation and phase are older than my agent.
     pub since_before_start: bool,
+    /// Who votes, in Raft and for leases. A member that is still joining does not yet.
+    pub voters: &'a BTreeSet<MemberId>,
     /// Everyone heard since then, me included.
     pub heard: &'a BTreeMap<MemberId, Heard>,
 }
@@ -38,6 +40,11 @@ impl LeaderView<'_> {
     /// How old the newest word of `member` is, ms.
     pub fn age(&self, member: &MemberId) -> Option<u64> {
         self.heard.get(member).map(|h| self.now.saturating_sub(h.at))
+    }
+
+    /// Voters needed to agree.
+    pub fn majority(&self) -> usize {
+        self.voters.len() / 2 + 1
     }
 
     /// Heard within the detection time?

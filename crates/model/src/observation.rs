@@ -167,6 +167,9 @@ pub struct Observation {
     pub fenced: Option<Fenced>,
     /// No database of this member serves, or will serve, as primary of any generation below.
     pub attests_below: Generation,
+    /// Who votes, as far as it knows (Raft nodes).
+    #[serde(default)]
+    pub voters: std::collections::BTreeSet<NodeId>,
     /// As a voter: it grants no lease of an older generation.
     #[serde(default)]
     pub promised: Generation,
@@ -207,6 +210,7 @@ impl Observation {
             disk: DiskState::Healthy,
             fenced: None,
             attests_below: Generation(0),
+            voters: Default::default(),
             promised: Generation(0),
             old_grant_ms: 0,
             grant_ms: 0,

@@ -281,11 +281,6 @@ impl Record {
         self.members.values().filter(|m| m.kind == MemberKind::Data)
     }
 
-    /// Voters needed to agree: a majority of all members.
-    pub fn majority(&self) -> usize {
-        self.members.len() / 2 + 1
-    }
-
     /// The last primary whose clients were let in. Its own data hold every acknowledged commit.
     pub fn last_serving(&self) -> Option<&MemberId> {
         self.history.last().map(|entry| &entry.primary)
