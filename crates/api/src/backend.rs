@@ -1,0 +1,27 @@
+//! What the REST server needs of the agent.
+
+use crate::{
+    action::{Action, Done},
+    codes::ActionError,
+    snapshot::Snapshot,
+};
+use std::time::Duration;
+
+/// The agent, as REST sees it.
+#[async_trait::async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// What the agent knows now. Called once a request: it must not block, and should be cheap.
+    fn snapshot(&self) -> Snapshot;
+
+    /// Does what an operator asked for. Returns once it is agreed (in the record) or, for what is
+    /// not in the record, done. It may be called on any member: the agent passes it on to
+    /// whoever can do it.
+    async fn act(&self, action: Action) -> Result<Done, ActionError>;
+
+    /// The routing table, once it is newer than `after`, or after `wait` as it is.
+    async fn route(&self, after: u64, wait: Duration) -> serde_json::Value;
+
+    /// Is this member, at this very moment, the lease-holding primary of `generation`, with
+    /// clients let in?
+    fn verify_route(&self, generation: u64) -> bool;
+}

@@ -1,0 +1,336 @@
+//! Patroni's actions, mapped to sempre's. They answer in plain text, with Patroni's codes.
+
+use super::{Context, Shared, act, answer, auth, v1};
+use crate::{
+    Action, Snapshot,
+    codes::{self, ActionError},
+    units::{BadTime, parse_time},
+};
+use answer::Response;
+use axum::{body::Body, extract::State};
+use http::HeaderMap;
+use sempre_model::{MemberId, Phase};
+use serde_json::{Map, Value};
+use std::time::Duration;
+
+/// How long a change of primary is waited for before the answer says that it goes on.
+const SWITCHOVER_TIME: Duration = Duration::from_secs(20);
+/// How long a restart is waited for.
+const RESTART_TIME: Duration = Duration::from_secs(60);
+/// How often is looked whether it is done.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A code and a text: how Patroni's actions end, well or not.
+type Ended = Result<(u16, String), (u16, String)>;
+
+fn finish(ended: Ended) -> Response {
+    let (code, text) = ended.unwrap_or_else(|refusal| refusal);
+    let mut response = answer::text(code, text);
+    if code == 401 {
+        let value = http::HeaderValue::from_static("Basic realm=\"sempre\"");
+        response.headers_mut().insert(http::header::WWW_AUTHENTICATE, value);
+    }
+    response
+}
+
+/// sempre's errors in the codes that Patroni documents for changes.
+fn refusal(error: ActionError) -> (u16, String) {
+    let code = match error.code.entry().http {
+        404 | 409 | 412 => 412,
+        500.. => 503,
+        other => other,
+    };
+    (code, error.to_string())
+}
+
+fn refuse<T>(code: u16, text: impl Into<String>) -> Result<T, (u16, String)> {
+    Err((code, text.into()))
+}
+
+/// Checks the token, then reads the body as an object.
+async fn object(
+    shared: &Shared,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Map<String, Value>, (u16, String)> {
+    auth::check(shared, headers).map_err(refusal)?;
+    match answer::read_json(body).await.map_err(refusal)? {
+        Value::Null => Ok(Map::new()),
+        Value::Object(map) => Ok(map),
+        _ => refuse(400, "the body is not a JSON object"),
+    }
+}
+
+pub(crate) async fn switchover(
+    State(shared): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    finish(change_primary(&shared, &headers, body, false).await)
+}
+
+pub(crate) async fn failover(
+    State(shared): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    finish(change_primary(&shared, &headers, body, true).await)
+}
+
+fn text<'a>(request: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
+    request.get(key).and_then(Value::as_str).filter(|text| !text.is_empty())
+}
+
+async fn change_primary(shared: &Shared, headers: &HeaderMap, body: Body, failover: bool) -> Ended {
+    let request = object(shared, headers, body).await?;
+    let snapshot = shared.backend.snapshot();
+    let action = plan_change(&snapshot, &request, failover)?;
+    let scheduled = matches!(action, Action::Switchover { at_unix_ms: Some(_), .. });
+    let wanted = match &action {
+        Action::Switchover { to, .. } => to.clone(),
+        Action::Failover { to, .. } => Some(to.clone()),
+        _ => None,
+    };
+    let word = if matches!(action, Action::Failover { .. }) { "failover" } else { "switchover" };
+    let done = act(shared, action).await.map_err(refusal)?;
+    if scheduled {
+        return Ok((202, "the switchover is scheduled".into()));
+    }
+    v1::wait_for_version(shared, done.version).await;
+    watch_change(shared, &snapshot, wanted.as_ref(), word).await
+}
+
+/// What a request for a change of primary comes to, in the order in which Patroni checks it.
+fn plan_change(
+    snapshot: &Snapshot,
+    request: &Map<String, Value>,
+    failover: bool,
+) -> Result<Action, (u16, String)> {
+    let record = &snapshot.record;
+    let leader = text(request, "leader");
+    let candidate = text(request, "candidate").or_else(|| text(request, "member"));
+    let scheduled = text(request, "scheduled_at");
+    if request.is_empty() {
+        return refuse(400, "the body is empty");
+    }
+    if failover && candidate.is_none() {
+        return refuse(400, "a failover needs a `candidate`");
+    }
+    if !failover && leader.is_none() {
+        return refuse(400, "a switchover needs the present `leader` by name");
+    }
+    let mut at_unix_ms = None;
+    if let Some(at) = scheduled {
+        if failover {
+            return refuse(400, "a failover cannot be scheduled");
+        }
+        if record.paused {
+            return refuse(400, "a switchover cannot be scheduled while the cluster is paused");
+        }
+        at_unix_ms = Some(read_schedule(at, snapshot.now_unix_ms)?);
+    }
+    if record.paused && candidate.is_none() {
+        return refuse(400, "while the cluster is paused, a switchover needs a `candidate`");
+    }
+    if leader == candidate {
+        return refuse(400, "`leader` and `candidate` are the same");
+    }
+    if leader.is_some_and(|leader| record.primary.as_ref().map(MemberId::as_str) != Some(leader)) {
+        let now = record.primary.as_ref().map_or("nobody", |primary| primary.as_str());
+        return refuse(412, format!("`leader` is not the primary; it is {now}"));
+    }
+    let to = match candidate {
+        None => None,
+        Some(name) => match MemberId::new(name).ok().filter(|id| record.member(id).is_some()) {
+            Some(id) => Some(id),
+            None => return refuse(412, format!("there is no member `{name}`")),
+        },
+    };
+    if to.is_none() && record.data_members().count() < 2 {
+        return refuse(412, "there is no other member to switch over to");
+    }
+    match to {
+        Some(to) if failover && leader.is_none() => {
+            // Patroni's failover takes the operator at his word; so does this, but what would be
+            // lost must be accepted by name: see /v1/failover.
+            let allow_data_loss =
+                request.get("allow_data_loss").and_then(Value::as_bool).unwrap_or(false);
+            Ok(Action::Failover { to, allow_data_loss })
+        }
+        to => Ok(Action::Switchover { to, at_unix_ms }),
+    }
+}
+
+fn read_schedule(text: &str, now_unix_ms: u64) -> Result<u64, (u16, String)> {
+    match parse_time(text) {
+        Err(BadTime::NoZone) => refuse(400, "the time needs a time zone"),
+        Err(BadTime::Unreadable) => {
+            refuse(422, "the time cannot be read; use ISO 8601, such as 2026-01-31T12:00:00+01:00")
+        }
+        Ok(at) if at < now_unix_ms => refuse(422, "the time is in the past"),
+        Ok(at) => Ok(at),
+    }
+}
+
+/// Watches a change of primary until it ends one way or the other.
+async fn watch_change(
+    shared: &Shared,
+    before: &Snapshot,
+    wanted: Option<&MemberId>,
+    word: &str,
+) -> Ended {
+    let until = tokio::time::Instant::now() + SWITCHOVER_TIME;
+    loop {
+        let record = shared.backend.snapshot().record;
+        let settled = record.phase == Phase::Serving && record.switchover.is_none();
+        if settled && record.generation > before.record.generation {
+            let primary = record.primary.as_ref().map_or("nobody", |primary| primary.as_str());
+            return match wanted {
+                Some(wanted) if wanted.as_str() != primary => {
+                    Ok((200, format!("{word} to \"{primary}\" instead of \"{wanted}\"")))
+                }
+                _ => Ok((200, format!("{word} to \"{primary}\" is done"))),
+            };
+        }
+        if settled && record.version > before.record.version {
+            let why = record.events.last().map_or("", |event| event.text.as_str());
+            return refuse(503, format!("{word} failed: {why}"));
+        }
+        if tokio::time::Instant::now() >= until {
+            let seconds = SWITCHOVER_TIME.as_secs();
+            return refuse(503, format!("{word} is not done after {seconds} s, and may go on"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+pub(crate) async fn cancel_switchover(
+    State(shared): State<Context>,
+    headers: HeaderMap,
+) -> Response {
+    let ended = async {
+        auth::check(&shared, &headers).map_err(refusal)?;
+        match act(&shared, Action::CancelSwitchover).await {
+            Ok(_) => Ok((200, "the scheduled switchover is deleted".to_owned())),
+            Err(error) if error.code == codes::NOTHING_TO_CANCEL => {
+                refuse(404, "no switchover is scheduled")
+            }
+            Err(error) if error.code == codes::OUT_OF_DATE => refuse(409, error.to_string()),
+            Err(error) => Err(refusal(error)),
+        }
+    };
+    finish(ended.await)
+}
+
+pub(crate) async fn restart(
+    State(shared): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    finish(try_restart(&shared, &headers, body).await)
+}
+
+async fn try_restart(shared: &Shared, headers: &HeaderMap, body: Body) -> Ended {
+    let request = object(shared, headers, body).await?;
+    let snapshot = shared.backend.snapshot();
+    if !may_restart(&snapshot, &request)? {
+        return refuse(503, "the conditions for a restart are not met");
+    }
+    let member = snapshot.me.clone();
+    let done = act(shared, Action::Restart { member: member.clone() }).await.map_err(refusal)?;
+    v1::wait_for_version(shared, done.version).await;
+    let until = tokio::time::Instant::now() + RESTART_TIME;
+    while shared.backend.snapshot().record.restarts.contains_key(&member) {
+        if tokio::time::Instant::now() >= until {
+            return refuse(503, "the restart is not done yet, and goes on");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok((200, "the database is restarted".into()))
+}
+
+/// Do the filters of a restart let it through?
+fn may_restart(snapshot: &Snapshot, request: &Map<String, Value>) -> Result<bool, (u16, String)> {
+    let database = snapshot.database(&snapshot.me);
+    let mut may = true;
+    for (key, value) in request {
+        match key.as_str() {
+            "schedule" => {
+                return refuse(400, "restarts cannot be scheduled; ask for it when it is due");
+            }
+            "role" => match value.as_str() {
+                Some(role @ ("primary" | "replica")) => {
+                    may &= super::patroni::role_word(database) == role;
+                }
+                Some("standby_leader") => may = false,
+                _ => return refuse(400, "`role` is primary, standby_leader or replica"),
+            },
+            "postgres_version" => {
+                let Some(wanted) = value.as_str().and_then(version_number) else {
+                    return refuse(400, "`postgres_version` is a version such as 15.2");
+                };
+                may &= database.and_then(|d| d.version_num).is_some_and(|have| have < wanted);
+            }
+            "timeout" => {
+                let seconds = value.as_f64().or_else(|| value.as_str()?.parse().ok());
+                if seconds.is_none_or(|seconds| seconds <= 0.0) {
+                    return refuse(400, "`timeout` is a number of seconds above 0");
+                }
+            }
+            "restart_pending" => {
+                if is_true(value) {
+                    may &= database.is_some_and(|d| !d.pending_restart.is_empty());
+                }
+            }
+            other => return refuse(400, format!("`{other}` is not a condition for a restart")),
+        }
+    }
+    Ok(may)
+}
+
+fn is_true(value: &Value) -> bool {
+    value.as_bool().unwrap_or_else(|| matches!(value.as_str(), Some("true" | "on" | "yes" | "1")))
+}
+
+/// `15.2` is 150002.
+fn version_number(text: &str) -> Option<u32> {
+    let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
+    major.parse::<u32>().ok()?.checked_mul(10_000)?.checked_add(minor.parse().ok()?)
+}
+
+/// Restarts cannot be scheduled, so there is never one to delete.
+pub(crate) async fn cancel_restart(State(shared): State<Context>, headers: HeaderMap) -> Response {
+    finish(match auth::check(&shared, &headers) {
+        Ok(()) => refuse(404, "no restart is scheduled"),
+        Err(error) => Err(refusal(error)),
+    })
+}
+
+pub(crate) async fn reload(
+    State(shared): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let ended = async {
+        object(&shared, &headers, body).await?;
+        act(&shared, Action::Reload).await.map_err(refusal)?;
+        Ok((202, "the configuration is read again".to_owned()))
+    };
+    finish(ended.await)
+}
+
+pub(crate) async fn reinitialize(
+    State(shared): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let ended = async {
+        object(&shared, &headers, body).await?;
+        let member = shared.backend.snapshot().me;
+        match act(&shared, Action::Reinit { member }).await {
+            Ok(_) => Ok((200, "a fresh copy is begun".to_owned())),
+            Err(error) => refuse(503, error.to_string()),
+        }
+    };
+    finish(ended.await)
+}
