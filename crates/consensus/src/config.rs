@@ -55,10 +55,40 @@ impl ConsensusConfig {
         if election_min_ms < heartbeat_ms.saturating_mul(2) {
             return Err(BadConfig::ElectionMin { election_min_ms, heartbeat_ms });
         }
-        if election_max_ms < election_min_ms.saturating_add(heartbeat_ms) {
-            return Err(BadConfig::ElectionMax { election_max_ms, election_min_ms, heartbeat_ms });
+        if election_max_ms <= election_min_ms {
+            return Err(BadConfig::ElectionMax { election_max_ms, election_min_ms });
         }
         Ok(())
+    }
+
+    /// Our timings in Raft's terms.
+    ///
+    /// openraft 0.9 wakes up every 1.5 heartbeats and sends its heartbeats then, so the interval
+    /// given to it is two thirds of ours. A follower of it waits its longest election time (the
+    /// leader's lease), then its own random election time, until the next waking: so the two are
+    /// chosen to add up to ours.
+    pub(crate) fn to_raft(&self) -> openraft::Config {
+        let heartbeat = (self.heartbeat_ms * 2 / 3).max(1);
+        let lease = ((self.election_max_ms - self.heartbeat_ms) / 2)
+            .max(self.election_min_ms / 2 + 1)
+            .max(heartbeat + 2);
+        let wait = self.election_min_ms.saturating_sub(lease).clamp(heartbeat + 1, lease - 1);
+        openraft::Config {
+            cluster_name: "sempre".into(),
+            heartbeat_interval: heartbeat,
+            election_timeout_min: wait,
+            election_timeout_max: lease,
+            install_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
+            max_payload_entries: ENTRIES_PER_CALL,
+            replication_lag_threshold: SNAPSHOT_EVERY * 2,
+            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+            max_in_snapshot_log_to_keep: LOG_KEEP,
+            purge_batch_size: 1,
+            enable_tick: true,
+            enable_heartbeat: true,
+            enable_elect: true,
+            ..Default::default()
+        }
     }
 }
 
@@ -85,16 +115,13 @@ pub enum BadConfig {
     },
     /// Candidates would collide.
     #[error(
-        "election_max_ms is {election_max_ms}; at least {} (election_min_ms + heartbeat_ms) is \
-         needed, or candidates get in each other's way",
-        .election_min_ms.saturating_add(*.heartbeat_ms)
+        "election_max_ms is {election_max_ms}; more than election_min_ms ({election_min_ms}) is \
+         needed, or candidates get in each other's way"
     )]
     ElectionMax {
         /// As given.
         election_max_ms: u64,
         /// As given.
         election_min_ms: u64,
-        /// As given.
-        heartbeat_ms: u64,
     },
 }

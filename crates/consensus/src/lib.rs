@@ -30,11 +30,28 @@
 //! [`Record`]: sempre_model::Record
 
 mod api;
+mod check;
 mod config;
 mod error;
+mod format;
+mod log_store;
+mod machine;
+mod membership;
+mod network;
+mod propose;
+mod raft;
+mod repair;
+mod serve;
+mod standing;
+mod store;
+mod types;
+mod wire;
 
 pub use api::{CallKind, Consensus, Standing, Transport};
 pub use config::{BadConfig, ConsensusConfig};
 pub use error::{
     FormError, MembershipError, OpenError, ProposeError, ServeError, StoreError, TransportError,
 };
+pub use raft::RaftConsensus;
+pub use repair::{StoreSummary, inspect, quarantine, reform};
+pub use wire::{BODY_BYTES_MAX, COMMAND_BYTES_MAX};

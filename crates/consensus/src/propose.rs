@@ -1,0 +1,144 @@
+//! Changing and reading the record from any member: find the leader, try, try again when safe.
+
+use crate::{
+    api::CallKind,
+    error::{ProposeError, TransportError},
+    network,
+    raft::{Barred, RaftConsensus, Taken, pause},
+    types::Proposal,
+    wire::{Barrier, BarrierAnswer, Propose, ProposeAnswer},
+};
+use sempre_model::{Command, NodeId, Record};
+use std::{sync::Arc, time::Duration};
+use tokio::time::{Instant, timeout_at};
+
+/// A proposal or a read takes this long at most: an election, and a little.
+pub(crate) const PROPOSE_WITHIN: Duration = Duration::from_secs(3);
+
+/// Between two tries. An election takes hundreds of ms; asking more often would not help.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// A read may be asked again at no risk, so a leader that does not answer is given up sooner.
+const READ_TRY: Duration = Duration::from_millis(700);
+
+fn no_leader() -> ProposeError {
+    ProposeError::NoLeader { waited_ms: PROPOSE_WITHIN.as_millis() as u64 }
+}
+
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+impl RaftConsensus {
+    /// The leader, once there is one.
+    async fn await_leader(&self, deadline: Instant) -> Result<NodeId, ProposeError> {
+        let mut metrics = self.raft.metrics();
+        let known = timeout_at(
+            deadline,
+            metrics.wait_for(|m| m.current_leader.is_some() || m.running_state.is_err()),
+        )
+        .await;
+        match known {
+            Ok(Ok(metrics)) => match (&metrics.running_state, metrics.current_leader) {
+                (Err(error), _) => Err(ProposeError::Fault { what: error.to_string() }),
+                (Ok(()), Some(leader)) => Ok(leader),
+                (Ok(()), None) => Err(no_leader()),
+            },
+            Ok(Err(_)) => Err(ProposeError::Fault { what: "it was shut down".into() }),
+            Err(_) => Err(no_leader()),
+        }
+    }
+
+    pub(crate) async fn propose_anywhere(
+        &self,
+        command: Command,
+    ) -> Result<Arc<Record>, ProposeError> {
+        let deadline = Instant::now() + PROPOSE_WITHIN;
+        loop {
+            let leader = self.await_leader(deadline).await?;
+            let taken = match leader == self.node {
+                true => self.take(Proposal::new(command.clone()), deadline).await,
+                false => self.hand_over(leader, command.clone(), deadline).await,
+            };
+            match taken {
+                Taken::Applied(record) => return Ok(record),
+                Taken::Rejected(why) => return Err(why.into()),
+                Taken::Unknown(why) => return Err(ProposeError::TimedOut { why }),
+                Taken::Fault(what) => return Err(ProposeError::Fault { what }),
+                // Nobody took it: the only case in which it may be given again.
+                Taken::NotLeader => {}
+            }
+            if left(deadline).is_zero() {
+                return Err(no_leader());
+            }
+            pause(PAUSE, deadline).await;
+        }
+    }
+
+    /// Gives a command to the leader elsewhere.
+    async fn hand_over(&self, leader: NodeId, command: Command, deadline: Instant) -> Taken {
+        let timeout = left(deadline);
+        let call = Propose { command, within_ms: timeout.as_millis() as u64 };
+        let answer =
+            network::call(&*self.transport, (self.node, leader), CallKind::Propose, call, timeout);
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(ProposeAnswer::Applied(record))) => Taken::Applied(Arc::from(record)),
+            Ok(Ok(ProposeAnswer::Rejected(why))) => Taken::Rejected(why),
+            Ok(Ok(ProposeAnswer::NotLeader)) | Ok(Err(TransportError::Unreachable { .. })) => {
+                Taken::NotLeader
+            }
+            Ok(Ok(ProposeAnswer::Unknown(why))) => Taken::Unknown(why),
+            Ok(Err(error)) => Taken::Unknown(error.to_string()),
+            Err(_) => Taken::Unknown(format!("node {leader} did not answer in time")),
+        }
+    }
+
+    pub(crate) async fn read_anywhere(&self) -> Result<Arc<Record>, ProposeError> {
+        let deadline = Instant::now() + PROPOSE_WITHIN;
+        loop {
+            let leader = self.await_leader(deadline).await?;
+            let until = deadline.min(Instant::now() + READ_TRY);
+            let barred = match leader == self.node {
+                true => self.bar(until).await,
+                false => self.ask_leader(leader, until).await,
+            };
+            match barred {
+                Barred::ReadAt(index) => {
+                    let mut applied = self.applied.clone();
+                    match timeout_at(deadline, applied.wait_for(|at| *at >= index)).await {
+                        Ok(Ok(_)) => return Ok(self.record.borrow().clone()),
+                        Ok(Err(_)) => {
+                            return Err(ProposeError::Fault { what: "it was shut down".into() });
+                        }
+                        Err(_) => {
+                            let why = format!("this member has not applied entry {index} yet");
+                            return Err(ProposeError::TimedOut { why });
+                        }
+                    }
+                }
+                Barred::Fault(what) => return Err(ProposeError::Fault { what }),
+                Barred::Unconfirmed => {}
+            }
+            if left(deadline).is_zero() {
+                return Err(no_leader());
+            }
+            pause(PAUSE, deadline).await;
+        }
+    }
+
+    async fn ask_leader(&self, leader: NodeId, until: Instant) -> Barred {
+        let timeout = left(until);
+        let call = Barrier { within_ms: timeout.as_millis() as u64 };
+        let answer = network::call(
+            &*self.transport,
+            (self.node, leader),
+            CallKind::ReadBarrier,
+            call,
+            timeout,
+        );
+        match timeout_at(until, answer).await {
+            Ok(Ok(BarrierAnswer::ReadAt(index))) => Barred::ReadAt(index),
+            _ => Barred::Unconfirmed,
+        }
+    }
+}
