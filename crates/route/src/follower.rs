@@ -1,25 +1,210 @@
 //! Table and verifier for a router that runs beside an application, without an agent.
+//!
+//! A task for every known REST endpoint polls for tables; one loop owns the answers and publishes
+//! the best. It only steers: a client is let in to a primary only after that member itself has
+//! confirmed, so a stale table costs time, never a wrong answer.
 
-use crate::{Table, Verifier};
+use crate::{
+    TABLE_PATH, Table, TableAnswer, VERIFY_PATH, VERIFY_TIMEOUT, Verifier, VerifyAnswer,
+    http::Client,
+};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use hyper::StatusCode;
 use sempre_model::{Generation, MemberId};
-use std::sync::Arc;
-use tokio::sync::watch;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time,
+};
+
+/// How long a member may keep a question about the table, ms. Also bounds how long a member that
+/// vanished without a word is believed.
+const POLL_WAIT_MS: u64 = 5_000;
+/// How much longer than that the answer may take.
+const POLL_MARGIN: Duration = Duration::from_secs(1);
+/// Pause after a failed poll.
+const POLL_PAUSE: Duration = Duration::from_millis(250);
+/// Tables come at most this often from one member.
+const POLL_EVERY: Duration = Duration::from_millis(20);
+/// Endpoints that are polled; more cannot be learned.
+const ENDPOINTS_MAX: usize = 64;
+/// Answers on their way to the loop; a poller that finds it full waits.
+const QUEUE: usize = 64;
+
+/// Host and REST port.
+type Endpoint = (String, u16);
+
+/// What a poller saw: the table, or that the endpoint does not answer.
+type News = (Endpoint, Option<TableAnswer>);
+
+/// Who answers where.
+type Places = BTreeMap<MemberId, BTreeSet<Endpoint>>;
 
 /// Follows the members' REST endpoints. Its tasks end when every receiver of the table is dropped.
-pub struct Follower {}
+pub struct Follower {
+    places: watch::Receiver<Places>,
+}
 
 impl Follower {
     /// Begins to follow. `members` are host and REST port of the members, several hosts of one
     /// member included; it learns of further members from them. Call it inside a tokio runtime.
     pub fn start(members: Vec<(String, u16)>) -> (watch::Receiver<Arc<Table>>, Arc<dyn Verifier>) {
-        let _ = members;
-        (watch::channel(Arc::new(Table::default())).1, Arc::new(Follower {}))
+        let (publish, table) = watch::channel(Arc::new(Table::default()));
+        let (publish_places, places) = watch::channel(Places::new());
+        let (report, news) = mpsc::channel(QUEUE);
+        let mut following = Following {
+            publish,
+            publish_places,
+            report,
+            answers: BTreeMap::new(),
+            known: BTreeSet::new(),
+            pollers: JoinSet::new(),
+        };
+        members.into_iter().for_each(|endpoint| following.learn(endpoint));
+        tokio::spawn(following.run(news));
+        (table, Arc::new(Follower { places }))
     }
 }
 
 #[async_trait::async_trait]
 impl Verifier for Follower {
-    async fn verify(&self, _member: &MemberId, _generation: Generation) -> bool {
+    async fn verify(&self, member: &MemberId, generation: Generation) -> bool {
+        let places = self.places.borrow().get(member).cloned().unwrap_or_default();
+        // All its addresses at once: one dead network must not delay the answer.
+        let mut answers: FuturesUnordered<_> =
+            places.iter().map(|place| ask(place, member, generation)).collect();
+        while let Some(holds) = answers.next().await {
+            if holds {
+                return true;
+            }
+        }
         false
+    }
+}
+
+async fn ask((host, port): &Endpoint, member: &MemberId, generation: Generation) -> bool {
+    let path = format!("{VERIFY_PATH}?generation={generation}");
+    match Client::new(host, *port).get(&path, VERIFY_TIMEOUT).await {
+        Ok((StatusCode::OK, body)) => {
+            // The whole answer is compared: another member may have taken over the address.
+            let want = VerifyAnswer { member: member.clone(), generation, holds: true };
+            serde_json::from_slice::<VerifyAnswer>(&body).is_ok_and(|answer| answer == want)
+        }
+        Ok(_) => false,
+        Err(error) => {
+            tracing::debug!(host, port, %error, "no answer about the lease");
+            false
+        }
+    }
+}
+
+/// The loop that owns what is known.
+struct Following {
+    publish: watch::Sender<Arc<Table>>,
+    publish_places: watch::Sender<Places>,
+    report: mpsc::Sender<News>,
+    answers: BTreeMap<Endpoint, TableAnswer>,
+    known: BTreeSet<Endpoint>,
+    pollers: JoinSet<()>,
+}
+
+impl Following {
+    async fn run(mut self, mut news: mpsc::Receiver<News>) {
+        loop {
+            tokio::select! {
+                Some((endpoint, answer)) = news.recv() => self.heard(endpoint, answer),
+                () = self.publish.closed() => return,
+            }
+        }
+    }
+
+    fn heard(&mut self, endpoint: Endpoint, answer: Option<TableAnswer>) {
+        let Some(answer) = answer else {
+            // Silence is no news: what was published stays, but others are believed now.
+            self.answers.remove(&endpoint);
+            self.publish_best();
+            return;
+        };
+        self.publish_places.send_if_modified(|places| {
+            let mut changed = note(places, &answer.member, endpoint.clone());
+            let standbys = answer.table.standbys.iter().map(|standby| &standby.target);
+            for target in answer.table.primary.iter().chain(standbys) {
+                let Some(rest_port) = target.rest_port else { continue };
+                for host in &target.hosts {
+                    changed |= note(places, &target.member, (host.clone(), rest_port));
+                }
+            }
+            changed
+        });
+        let places = self.publish_places.borrow().clone();
+        places.into_values().flatten().for_each(|endpoint| self.learn(endpoint));
+        self.answers.insert(endpoint, answer);
+        self.publish_best();
+    }
+
+    /// Polls this one too.
+    fn learn(&mut self, endpoint: Endpoint) {
+        if self.known.len() < ENDPOINTS_MAX && self.known.insert(endpoint.clone()) {
+            self.pollers.spawn(poll(endpoint, self.report.clone()));
+        }
+    }
+
+    /// The newest generation counts; in it, the primary itself knows best; then, the latest.
+    fn publish_best(&mut self) {
+        let best = self
+            .answers
+            .values()
+            .max_by_key(|answer| (answer.table.generation, answer.confirmed, answer.table.version));
+        let Some(best) = best else { return };
+        self.publish.send_if_modified(|published| {
+            let news = best.table.generation >= published.generation && best.table != **published;
+            if news {
+                *published = Arc::new(best.table.clone());
+            }
+            news
+        });
+    }
+}
+
+/// Notes that `member` answers at `endpoint`. True when that is new.
+fn note(places: &mut Places, member: &MemberId, endpoint: Endpoint) -> bool {
+    let count: usize = places.values().map(BTreeSet::len).sum();
+    count < ENDPOINTS_MAX && places.entry(member.clone()).or_default().insert(endpoint)
+}
+
+async fn poll(endpoint: Endpoint, report: mpsc::Sender<News>) {
+    let mut client = Client::new(endpoint.0.clone(), endpoint.1);
+    let mut after = 0;
+    loop {
+        let answer = match table_after(&mut client, after).await {
+            Ok(answer) => Some(answer),
+            Err(why) => {
+                tracing::debug!(host = endpoint.0, port = endpoint.1, why, "no table");
+                None
+            }
+        };
+        after = answer.as_ref().map_or(0, |answer| answer.table.version);
+        let pause = if answer.is_some() { POLL_EVERY } else { POLL_PAUSE };
+        if report.send((endpoint.clone(), answer)).await.is_err() {
+            return;
+        }
+        time::sleep(pause).await;
+    }
+}
+
+async fn table_after(client: &mut Client, after: u64) -> Result<TableAnswer, String> {
+    let path = format!("{TABLE_PATH}?after={after}&wait_ms={POLL_WAIT_MS}");
+    let timeout = Duration::from_millis(POLL_WAIT_MS) + POLL_MARGIN;
+    match client.get(&path, timeout).await {
+        Ok((StatusCode::OK, body)) => {
+            serde_json::from_slice(&body).map_err(|error| format!("not a table: {error}"))
+        }
+        Ok((status, _)) => Err(format!("the member answers {status}")),
+        Err(error) => Err(error.to_string()),
     }
 }

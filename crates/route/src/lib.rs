@@ -7,8 +7,19 @@
 //! TLS is never ended here: it passes through, and such a session is opaque.
 
 mod answer;
+mod choose;
+mod connect;
+mod copy;
+mod farewell;
+mod first;
 mod follower;
+mod gate;
+mod hold;
+mod http;
 mod router;
+mod session;
+mod sessions;
+mod socket;
 mod stats;
 mod table;
 mod verify;

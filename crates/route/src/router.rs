@@ -1,8 +1,28 @@
 //! The router: listens, and runs a session for every client.
 
-use crate::{RouteStats, Table, Verifier, stats::Counters};
-use std::{net::SocketAddr, sync::Arc};
-use tokio::sync::watch;
+use crate::{
+    RouteStats, Table, Verifier,
+    gate::Gate,
+    hold::Shared,
+    session,
+    sessions::Sessions,
+    socket,
+    stats::{Counters, Gauge, count},
+};
+use sempre_wire::pg::{ErrorResponse, sqlstate};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
+
+/// Client connections of one router, held ones included. Each has two file descriptors.
+const CONNECTIONS_MAX: u32 = 30_000;
+/// How long to leave clients waiting in the kernel's queue after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long sessions may take to say goodbye.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a port is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +52,12 @@ pub enum RouteError {
 /// A running router. Dropping it ends it at once; [`Router::shutdown`] tells the clients first.
 pub struct Router {
     counters: Arc<Counters>,
+    sessions: Arc<Sessions>,
     addresses: Vec<SocketAddr>,
+    closing: watch::Sender<bool>,
+    room: Arc<Semaphore>,
+    /// Listeners, and the one that obeys tables. Aborted when dropped.
+    tasks: JoinSet<()>,
 }
 
 impl Router {
@@ -43,8 +68,32 @@ impl Router {
         table: watch::Receiver<Arc<Table>>,
         verifier: Arc<dyn Verifier>,
     ) -> Result<Router, RouteError> {
-        let _ = (mode, table, verifier);
-        Ok(Router { counters: Arc::default(), addresses: listen })
+        if listen.is_empty() {
+            return Err(RouteError::NoAddress);
+        }
+        let mut listeners = Vec::with_capacity(listen.len());
+        for address in listen {
+            let failed = |source| RouteError::Listen { address, source };
+            listeners.push(socket::listen(address).map_err(failed)?);
+        }
+        let addresses = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+        let (closing, closing_seen) = watch::channel(false);
+        let shared = Arc::new(Shared {
+            mode,
+            table: table.clone(),
+            gate: Gate::start(verifier),
+            sessions: Arc::new(Sessions::new(table.borrow().clone())),
+            counters: Arc::default(),
+            closing: closing_seen,
+        });
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(obey(table, shared.sessions.clone()));
+        for listener in listeners {
+            tasks.spawn(accept(listener, shared.clone(), room.clone()));
+        }
+        let (counters, sessions) = (shared.counters.clone(), shared.sessions.clone());
+        Ok(Router { counters, sessions, addresses, closing, room, tasks })
     }
 
     /// Where it listens (with the real port where 0 was asked for).
@@ -59,5 +108,68 @@ impl Router {
 
     /// Stops listening, ends every session with a FATAL message where one can be said, and waits
     /// for them to be gone (a few seconds at most).
-    pub async fn shutdown(self) {}
+    pub async fn shutdown(mut self) {
+        self.tasks.shutdown().await;
+        self.end();
+        let gone = self.room.acquire_many(CONNECTIONS_MAX);
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, gone).await.is_err() {
+            tracing::warn!(open = self.stats().open, "clients did not leave in time");
+        }
+    }
+
+    fn end(&self) {
+        self.closing.send_replace(true);
+        self.sessions.close();
+    }
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+async fn obey(mut table: watch::Receiver<Arc<Table>>, sessions: Arc<Sessions>) {
+    loop {
+        let newest = table.borrow_and_update().clone();
+        sessions.obey(newest);
+        if table.changed().await.is_err() {
+            // The source is gone. No news is no reason to cut anyone.
+            return;
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>, room: Arc<Semaphore>) {
+    loop {
+        let client = match listener.accept().await {
+            Ok((client, _)) => client,
+            Err(error) => {
+                // Out of file descriptors, mostly: sessions that end make room again.
+                tracing::warn!(%error, "cannot accept a client; trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        count(&shared.counters.total);
+        let Ok(place) = room.clone().try_acquire_owned() else {
+            count(&shared.counters.refused);
+            let error = ErrorResponse::fatal(
+                sqlstate::TOO_MANY_CONNECTIONS,
+                "too many connections to this router",
+                format!("{CONNECTIONS_MAX} are open."),
+                "Use a connection pool, or more routers.",
+            );
+            // Not worth waiting for: the kernel's buffer is empty and takes it.
+            let _ = client.try_write(&error.encode());
+            continue;
+        };
+        socket::tune(&client);
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let open = Gauge::up(&shared.counters.open);
+            session::run(client, &shared).await;
+            drop((open, place));
+        });
+    }
 }

@@ -49,12 +49,16 @@ counters! {
 }
 
 /// Adds 1 while it lives.
-pub(crate) struct Gauge<'a>(&'a AtomicU64);
+pub(crate) struct Gauge<'a>(&'a AtomicU64, u64);
 
 impl<'a> Gauge<'a> {
     pub fn up(counter: &'a AtomicU64) -> Self {
-        counter.fetch_add(1, Relaxed);
-        Self(counter)
+        Self(counter, counter.fetch_add(1, Relaxed))
+    }
+
+    /// What the counter was before.
+    pub fn before(&self) -> u64 {
+        self.1
     }
 }
 

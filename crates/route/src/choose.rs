@@ -1,0 +1,125 @@
+//! Whom a client may be led to, best first. Pure.
+
+use crate::{Mode, Role, Table, Target};
+use sempre_model::{Generation, MemberId};
+
+/// A member a client may be led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    pub target: Target,
+    pub role: Role,
+    pub generation: Generation,
+}
+
+impl Candidate {
+    /// Does `table` still lead there?
+    pub fn stands_in(&self, table: &Table) -> bool {
+        self.generation == table.generation
+            && match self.role {
+                Role::Primary => table.primary.as_ref() == Some(&self.target),
+                Role::Standby => table.standbys.iter().any(|s| s.target == self.target),
+            }
+    }
+}
+
+/// Everyone who fits, best first. `open` is how many sessions a member has; `turn` changes with
+/// every call, so that equals take turns.
+pub(crate) fn candidates(
+    table: &Table,
+    mode: Mode,
+    open: impl Fn(&MemberId) -> usize,
+    turn: usize,
+) -> Vec<Candidate> {
+    let generation = table.generation;
+    let as_primary =
+        |target: &Target| Candidate { target: target.clone(), role: Role::Primary, generation };
+    let mut out = Vec::new();
+    if mode == Mode::ReadOnly {
+        let mut fit: Vec<_> = table
+            .standbys
+            .iter()
+            .filter(|s| s.lag_bytes <= table.limits.max_lag_bytes)
+            .filter(|s| !table.lost.contains(&s.target.member))
+            .filter(|s| table.primary.as_ref().is_none_or(|p| p.member != s.target.member))
+            .collect();
+        let places = fit.len().max(1);
+        fit.rotate_left(turn % places);
+        // A stable sort: among equals the rotation decides.
+        fit.sort_by_key(|s| open(&s.target.member));
+        out.extend(fit.into_iter().map(|standby| Candidate {
+            target: standby.target.clone(),
+            role: Role::Standby,
+            generation,
+        }));
+        if !table.limits.read_only_fallback {
+            return out;
+        }
+    }
+    if !table.primary_stopped {
+        out.extend(table.primary.as_ref().map(as_primary));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Limits, Standby};
+
+    fn target(name: &str) -> Target {
+        Target {
+            member: MemberId::new(name).unwrap(),
+            hosts: vec!["127.0.0.1".into()],
+            port: 5432,
+            rest_port: None,
+        }
+    }
+
+    fn table() -> Table {
+        let standby = |name, lag_bytes| Standby { target: target(name), lag_bytes };
+        Table {
+            primary: Some(target("a")),
+            standbys: vec![standby("b", 0), standby("c", 10), standby("d", 1000)],
+            limits: Limits { max_lag_bytes: 100, ..Limits::default() },
+            ..Table::default()
+        }
+    }
+
+    fn names(table: &Table, mode: Mode, open: &[(&str, usize)], turn: usize) -> String {
+        let open = |id: &MemberId| {
+            open.iter().find(|(name, _)| *name == id.as_str()).map_or(0, |(_, count)| *count)
+        };
+        let names: Vec<_> = candidates(table, mode, open, turn)
+            .into_iter()
+            .map(|c| c.target.member.to_string())
+            .collect();
+        names.join(" ")
+    }
+
+    #[test]
+    fn read_write_is_the_primary_or_nobody() {
+        assert_eq!(names(&table(), Mode::ReadWrite, &[], 0), "a");
+        assert_eq!(names(&Table::default(), Mode::ReadWrite, &[], 0), "");
+        let stopped = Table { primary_stopped: true, ..table() };
+        assert_eq!(names(&stopped, Mode::ReadWrite, &[], 0), "");
+    }
+
+    #[test]
+    fn read_only_is_the_least_loaded_standby_that_does_not_lag_then_the_primary() {
+        assert_eq!(names(&table(), Mode::ReadOnly, &[], 0), "b c a");
+        assert_eq!(names(&table(), Mode::ReadOnly, &[], 1), "c b a");
+        assert_eq!(names(&table(), Mode::ReadOnly, &[("b", 2), ("c", 1)], 0), "c b a");
+        let mut strict = table();
+        strict.limits.read_only_fallback = false;
+        strict.lost = vec![MemberId::new("b").unwrap()];
+        assert_eq!(names(&strict, Mode::ReadOnly, &[], 0), "c");
+    }
+
+    #[test]
+    fn a_promoted_standby_counts_as_the_primary_only() {
+        let mut table = table();
+        table.primary = Some(target("b"));
+        table.limits.read_only_fallback = false;
+        assert_eq!(names(&table, Mode::ReadOnly, &[], 0), "c");
+    }
+}

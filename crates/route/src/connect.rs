@@ -1,0 +1,74 @@
+//! Reaching a database by whichever of its addresses answers first.
+
+use crate::{Target, socket};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use std::{io, time::Duration};
+use tokio::{net::TcpStream, time};
+
+/// How long an address may stay silent before the next one is tried beside it.
+const STAGGER: Duration = Duration::from_millis(150);
+/// How long all addresses together may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Addresses of one member that are tried; more are a mistake.
+const HOSTS_MAX: usize = 8;
+
+/// Connects to `host` (an address or a name).
+pub(crate) async fn to_host(host: &str, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((host, port)).await?;
+    socket::tune(&stream);
+    Ok(stream)
+}
+
+/// Connects to the first of `hosts` that lets us, preferring the earlier ones.
+pub(crate) async fn to_any(hosts: &[String], port: u16) -> Result<TcpStream, String> {
+    let attempt = async {
+        let mut hosts = hosts.iter().take(HOSTS_MAX);
+        let mut running = FuturesUnordered::new();
+        let mut failures = Vec::new();
+        loop {
+            if let Some(host) = hosts.next() {
+                running.push(async move { (host, to_host(host, port).await) });
+            }
+            let Ok(finished) = time::timeout(STAGGER, running.next()).await else { continue };
+            match finished {
+                Some((_, Ok(stream))) => return Ok(stream),
+                Some((host, Err(error))) => failures.push(format!("{host}: {error}")),
+                None if hosts.len() == 0 => return Err(failures.join("; ")),
+                None => {}
+            }
+        }
+    };
+    match time::timeout(CONNECT_TIMEOUT, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(format!(
+            "no answer from {} within {} s",
+            hosts.join(", "),
+            CONNECT_TIMEOUT.as_secs()
+        )),
+    }
+}
+
+/// Connects to a member's database.
+pub(crate) async fn to_target(target: &Target) -> Result<TcpStream, String> {
+    to_any(&target.hosts, target.port)
+        .await
+        .map_err(|why| format!("cannot connect to {} (port {}): {why}", target.member, target.port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn the_address_that_answers_wins() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // Nobody listens on the first two; the second may not even exist.
+        let hosts = ["127.0.0.9", "no.such.host.invalid", "127.0.0.1"].map(String::from);
+        to_any(&hosts, port).await.unwrap();
+        let error = to_any(&hosts[..1], port).await.unwrap_err();
+        assert!(error.contains("127.0.0.9"), "{error}");
+        assert!(to_any(&[], port).await.is_err());
+    }
+}

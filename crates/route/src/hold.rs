@@ -1,0 +1,193 @@
+//! Finds a member for a client, and holds the client while there is none.
+
+use crate::{
+    Mode, Role, Table,
+    choose::Candidate,
+    connect,
+    gate::Gate,
+    sessions::{Sessions, Ticket},
+    stats::{Counters, Gauge, count},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    sync::watch,
+    time::{self, Instant},
+};
+
+/// Held clients try again after this, even without news: the table may be right and the member
+/// just not reachable yet.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+/// The pause grows to this.
+const RETRY_MAX: Duration = Duration::from_millis(500);
+
+/// What all sessions of a router share.
+pub(crate) struct Shared {
+    pub mode: Mode,
+    pub table: watch::Receiver<Arc<Table>>,
+    pub gate: Gate,
+    pub sessions: Arc<Sessions>,
+    pub counters: Arc<Counters>,
+    /// True: the router stops.
+    pub closing: watch::Receiver<bool>,
+}
+
+/// A client's server.
+pub(crate) struct Led {
+    pub server: TcpStream,
+    pub ticket: Ticket,
+}
+
+/// Why a client was not led anywhere.
+pub(crate) enum NotLed {
+    /// It went away.
+    ClientGone,
+    /// A limit was reached; what to say.
+    Refused { why: String, limit: String },
+}
+
+/// A client that wants in. It may be led more than once, all within one time limit.
+pub(crate) struct Hold<'a> {
+    shared: &'a Shared,
+    since: Instant,
+    table: watch::Receiver<Arc<Table>>,
+    retry: Duration,
+    held: Option<Gauge<'a>>,
+    why: String,
+}
+
+impl<'a> Hold<'a> {
+    pub fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            since: Instant::now(),
+            table: shared.table.clone(),
+            retry: RETRY_MIN,
+            held: None,
+            why: String::new(),
+        }
+    }
+
+    /// Leads the client, as soon as that is possible.
+    pub async fn lead(&mut self, client: &TcpStream) -> Result<Led, NotLed> {
+        loop {
+            let table = self.table.borrow_and_update().clone();
+            self.why.clone_from(&table.why_no_primary);
+            for candidate in self.shared.sessions.candidates(&table, self.shared.mode) {
+                match self.attempt(&candidate).await {
+                    Ok(led) => {
+                        count(&self.shared.counters.led);
+                        return Ok(led);
+                    }
+                    Err(why) => {
+                        tracing::debug!(member = %candidate.target.member, why, "not led there");
+                        self.why = why;
+                    }
+                }
+            }
+            self.wait(client, &table).await?;
+        }
+    }
+
+    /// The server could not go on with the client after all (it is starting, or stopping).
+    pub async fn not_yet(&mut self, client: &TcpStream, why: String) -> Result<(), NotLed> {
+        let table = self.table.borrow_and_update().clone();
+        self.why = why;
+        self.wait(client, &table).await
+    }
+
+    /// Connects first and verifies then: see [`crate::Verifier`].
+    async fn attempt(&mut self, candidate: &Candidate) -> Result<Led, String> {
+        let shared = self.shared;
+        let member = &candidate.target.member;
+        let ticket = shared
+            .sessions
+            .enter(candidate)
+            .ok_or_else(|| format!("generation {} is over", candidate.generation))?;
+        let led = async {
+            let server = connect::to_target(&candidate.target).await.inspect_err(|_| {
+                count(&shared.counters.unreachable);
+            })?;
+            if candidate.role == Role::Primary
+                && !shared.gate.verify(member, candidate.generation).await
+            {
+                count(&shared.counters.unverified);
+                return Err(format!(
+                    "{member} does not confirm that it is the primary of generation {} and admits clients",
+                    candidate.generation
+                ));
+            }
+            match ticket.cut.reason() {
+                None => Ok(Led { server, ticket }),
+                Some(_) => Err(format!("generation {} is over", candidate.generation)),
+            }
+        };
+        let overtaken = async {
+            // Ends when the table leads elsewhere: no use to go on with a dead address then.
+            let stale = |table: &Arc<Table>| !candidate.stands_in(table);
+            if self.table.wait_for(stale).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            led = led => led,
+            () = overtaken => {
+                // Seen by `wait_for`, but not yet acted on.
+                self.table.mark_changed();
+                Err(format!("{member} was replaced meanwhile"))
+            }
+        }
+    }
+
+    /// Waits for news, or a moment, within the limits.
+    async fn wait(&mut self, client: &TcpStream, table: &Table) -> Result<(), NotLed> {
+        let limits = &table.limits;
+        let counters = &self.shared.counters;
+        if self.held.is_none() {
+            let gauge = Gauge::up(&counters.held);
+            if gauge.before() >= limits.hold_max as u64 {
+                return Err(self.refused(format!(
+                    "{} connections are waiting already (route_hold_max)",
+                    limits.hold_max
+                )));
+            }
+            self.held = Some(gauge);
+        }
+        let deadline = self.since + Duration::from_millis(limits.hold_timeout_ms);
+        if Instant::now() >= deadline {
+            return Err(self.refused(format!(
+                "the connection waited {} ms (route_hold_timeout_ms)",
+                limits.hold_timeout_ms
+            )));
+        }
+        let retry = Instant::now() + self.retry;
+        self.retry = (self.retry * 2).min(RETRY_MAX);
+        let news = async {
+            if self.table.changed().await.is_err() {
+                // The source is gone. What it said last still counts, once verified.
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = news => self.retry = RETRY_MIN,
+            () = time::sleep_until(retry.min(deadline)) => {}
+            () = gone(client) => return Err(NotLed::ClientGone),
+        }
+        Ok(())
+    }
+
+    fn refused(&self, limit: String) -> NotLed {
+        NotLed::Refused { why: self.why.clone(), limit }
+    }
+}
+
+/// Ends when the client has closed the connection. A client that sent more already (which none
+/// does before it is answered) is not watched.
+async fn gone(client: &TcpStream) {
+    match client.ready(Interest::READABLE).await {
+        Ok(ready) if !ready.is_read_closed() => std::future::pending().await,
+        Ok(_) | Err(_) => {}
+    }
+}

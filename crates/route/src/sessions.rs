@@ -1,0 +1,215 @@
+//! The sessions of a router: how many each member has, and which of them a new table cuts.
+
+use crate::{CutReason, Mode, Role, Table, choose, choose::Candidate};
+use futures_util::task::AtomicWaker;
+use sempre_model::{Generation, MemberId};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    task::Context,
+};
+
+/// All sessions that were led to a member or are on their way.
+pub(crate) struct Sessions {
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    /// The newest table; sessions that enter are measured against it, so that none slips in
+    /// between a table and its cut.
+    table: Arc<Table>,
+    closed: bool,
+    next: u64,
+    turn: usize,
+    entries: HashMap<u64, Entry>,
+    per_member: HashMap<MemberId, usize>,
+}
+
+struct Entry {
+    member: MemberId,
+    role: Role,
+    generation: Generation,
+    cut: Arc<Cut>,
+}
+
+/// Tells one session that it ends, and why.
+#[derive(Default)]
+pub(crate) struct Cut {
+    reason: OnceLock<CutReason>,
+    waker: AtomicWaker,
+}
+
+impl Cut {
+    fn now(&self, reason: CutReason) {
+        if self.reason.set(reason).is_ok() {
+            self.waker.wake();
+        }
+    }
+
+    /// The reason, if it was cut; otherwise the task of `context` is woken when it is.
+    pub fn poll(&self, context: &mut Context<'_>) -> Option<CutReason> {
+        self.waker.register(context.waker());
+        self.reason.get().cloned()
+    }
+
+    pub fn reason(&self) -> Option<CutReason> {
+        self.reason.get().cloned()
+    }
+}
+
+/// A session's place among the others; given back when dropped.
+pub(crate) struct Ticket {
+    sessions: Arc<Sessions>,
+    id: u64,
+    pub cut: Arc<Cut>,
+}
+
+impl Sessions {
+    pub fn new(table: Arc<Table>) -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                table,
+                closed: false,
+                next: 0,
+                turn: 0,
+                entries: HashMap::new(),
+                per_member: HashMap::new(),
+            }),
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Nothing in here panics half-way, so a poisoned lock still guards consistent data.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whom the next client may be led to, best first.
+    pub fn candidates(&self, table: &Table, mode: Mode) -> Vec<Candidate> {
+        let mut inner = self.inner();
+        inner.turn = inner.turn.wrapping_add(1);
+        let per_member = &inner.per_member;
+        choose::candidates(
+            table,
+            mode,
+            |member| per_member.get(member).copied().unwrap_or(0),
+            inner.turn,
+        )
+    }
+
+    /// A place for a session led to `candidate`; none when it would be cut already.
+    pub fn enter(self: &Arc<Self>, candidate: &Candidate) -> Option<Ticket> {
+        let mut inner = self.inner();
+        let member = &candidate.target.member;
+        let (role, generation) = (candidate.role, candidate.generation);
+        if inner.closed || inner.table.cuts(member, role, generation).is_some() {
+            return None;
+        }
+        let id = inner.next;
+        inner.next += 1;
+        let cut = Arc::new(Cut::default());
+        *inner.per_member.entry(member.clone()).or_default() += 1;
+        let entry = Entry { member: member.clone(), role, generation, cut: cut.clone() };
+        inner.entries.insert(id, entry);
+        drop(inner);
+        Some(Ticket { sessions: self.clone(), id, cut })
+    }
+
+    /// Obeys a new table: cuts what it says is over.
+    pub fn obey(&self, table: Arc<Table>) {
+        let mut inner = self.inner();
+        // A source that fell behind must not bring an older generation back.
+        if table.generation < inner.table.generation {
+            return;
+        }
+        for entry in inner.entries.values() {
+            if let Some(reason) = table.cuts(&entry.member, entry.role, entry.generation) {
+                entry.cut.now(reason);
+            }
+        }
+        inner.table = table;
+    }
+
+    /// Cuts everyone and lets nobody in any more.
+    pub fn close(&self) {
+        let mut inner = self.inner();
+        inner.closed = true;
+        for entry in inner.entries.values() {
+            entry.cut.now(CutReason::Shutdown);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut inner = self.sessions.inner();
+        let Some(entry) = inner.entries.remove(&self.id) else { return };
+        if let Some(count) = inner.per_member.get_mut(&entry.member) {
+            *count -= 1;
+            if *count == 0 {
+                inner.per_member.remove(&entry.member);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Target;
+
+    fn candidate(name: &str, role: Role, generation: u64) -> Candidate {
+        Candidate {
+            target: Target {
+                member: MemberId::new(name).unwrap(),
+                hosts: vec![],
+                port: 1,
+                rest_port: None,
+            },
+            role,
+            generation: Generation(generation),
+        }
+    }
+
+    fn table(generation: u64) -> Table {
+        Table {
+            generation: Generation(generation),
+            cut_below: Generation(generation),
+            ..Table::default()
+        }
+    }
+
+    #[test]
+    fn a_newer_generation_cuts_the_primary_sessions_of_older_ones_only() {
+        let sessions = Arc::new(Sessions::new(Arc::new(table(4))));
+        assert!(sessions.enter(&candidate("a", Role::Primary, 3)).is_none());
+        let old = sessions.enter(&candidate("a", Role::Primary, 4)).unwrap();
+        let reader = sessions.enter(&candidate("b", Role::Standby, 4)).unwrap();
+        // The primary is not named for a moment: no reason to cut.
+        sessions.obey(Arc::new(table(4)));
+        assert_eq!(old.cut.reason(), None);
+        sessions.obey(Arc::new(table(5)));
+        assert_eq!(old.cut.reason(), Some(CutReason::Failover { generation: Generation(5) }));
+        assert_eq!(reader.cut.reason(), None);
+        // Older news changes nothing.
+        sessions.obey(Arc::new(Table { primary_stopped: true, ..table(4) }));
+        assert!(sessions.enter(&candidate("c", Role::Primary, 5)).is_some());
+        let promoted = Table { primary: Some(candidate("b", Role::Primary, 5).target), ..table(5) };
+        sessions.obey(Arc::new(promoted));
+        assert_eq!(reader.cut.reason(), Some(CutReason::Promoted));
+    }
+
+    #[test]
+    fn a_stopped_primary_and_a_lost_standby_are_cut() {
+        let sessions = Arc::new(Sessions::new(Arc::new(table(4))));
+        let writer = sessions.enter(&candidate("a", Role::Primary, 4)).unwrap();
+        let reader = sessions.enter(&candidate("b", Role::Standby, 4)).unwrap();
+        let lost = vec![MemberId::new("b").unwrap()];
+        sessions.obey(Arc::new(Table { primary_stopped: true, lost, ..table(4) }));
+        assert_eq!(writer.cut.reason(), Some(CutReason::Stopped));
+        assert_eq!(reader.cut.reason(), Some(CutReason::Lost));
+        drop((writer, reader));
+        assert!(sessions.inner().entries.is_empty() && sessions.inner().per_member.is_empty());
+        sessions.close();
+        assert!(sessions.enter(&candidate("a", Role::Primary, 9)).is_none());
+    }
+}
