@@ -178,7 +178,9 @@ impl Code {
 
     /// The code of this text, such as `SEMPRE-0042`.
     pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.strip_prefix("SEMPRE-").filter(|digits| digits.len() == 4)?;
+        let digits = text
+            .strip_prefix("SEMPRE-")
+            .filter(|digits| digits.len() == 4 && digits.bytes().all(|b| b.is_ascii_digit()))?;
         let number: u16 = digits.parse().ok()?;
         TABLE.iter().map(|entry| entry.code).find(|code| code.0 == number)
     }

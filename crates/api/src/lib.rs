@@ -24,6 +24,7 @@ pub mod render;
 pub mod snapshot;
 pub mod status;
 pub mod units;
+mod words;
 
 pub use action::{Action, Done};
 pub use backend::Backend;

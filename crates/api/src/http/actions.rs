@@ -5,6 +5,7 @@ use crate::{
     Action, Snapshot,
     codes::{self, ActionError},
     units::{BadTime, parse_time},
+    words::role_word,
 };
 use answer::Response;
 use axum::{body::Body, extract::State};
@@ -260,7 +261,7 @@ fn may_restart(snapshot: &Snapshot, request: &Map<String, Value>) -> Result<bool
             }
             "role" => match value.as_str() {
                 Some(role @ ("primary" | "replica")) => {
-                    may &= super::patroni::role_word(database) == role;
+                    may &= role_word(database) == role;
                 }
                 Some("standby_leader") => may = false,
                 _ => return refuse(400, "`role` is primary, standby_leader or replica"),

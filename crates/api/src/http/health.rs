@@ -15,7 +15,11 @@
 //! `tag_KEY=VALUE` narrows all but the primary's and the leader's.
 
 use super::{Context, answer, patroni};
-use crate::{Snapshot, units::parse_bytes};
+use crate::{
+    Snapshot,
+    units::parse_bytes,
+    words::{in_sync_set, replication_state, runs},
+};
 use answer::{Query, Response};
 use axum::extract::{OriginalUri, State};
 use sempre_model::{
@@ -67,20 +71,12 @@ pub(crate) fn code_for(snapshot: &Snapshot, path: &str, query: &Query) -> u16 {
             (primary || (is(Durability::Sync) && standby()), true)
         }
         "/read-only-quorum" => (primary || (is(Durability::Quorum) && standby()), true),
-        "/health" => (patroni::runs(snapshot), true),
+        "/health" => (runs(snapshot), true),
         "/liveness" => (is_alive(snapshot), false),
         "/readiness" => (is_ready(snapshot, query), false),
         _ => (false, false),
     };
     if good && (!tags_count || tags_match(snapshot, query)) { 200 } else { 503 }
-}
-
-/// In the sync set of a cluster with this durability?
-pub(crate) fn in_sync_set(snapshot: &Snapshot, durability: Durability) -> bool {
-    let standby = snapshot.database(&snapshot.me).is_some_and(|d| d.role == Role::Standby);
-    standby
-        && snapshot.record.policy.durability == durability
-        && snapshot.record.sync.members.contains(&snapshot.me)
 }
 
 fn is_good_standby(snapshot: &Snapshot, query: &Query) -> bool {
@@ -91,7 +87,7 @@ fn is_good_standby(snapshot: &Snapshot, query: &Query) -> bool {
     let leader_lsn = snapshot.primary_lsn().unwrap_or_default();
     let state_fits = match query.get("replication_state") {
         None | Some("") => true,
-        wanted => patroni::replication_state(database) == wanted,
+        wanted => replication_state(database) == wanted,
     };
     routed
         && database.process == ProcessState::Running
@@ -122,7 +118,7 @@ fn is_ready(snapshot: &Snapshot, query: &Query) -> bool {
     let max_lag =
         query.get("lag").and_then(parse_bytes).unwrap_or(snapshot.record.policy.max_lag_bytes);
     database.process == ProcessState::Running
-        && patroni::replication_state(database) == Some("streaming")
+        && replication_state(database) == Some("streaming")
         && leader_lsn.bytes_since(position) <= max_lag
 }
 

@@ -1,11 +1,12 @@
 //! `/patroni`, `/cluster`, `/history` and `/metrics`, in the words of Patroni, so that exporters
 //! and tools written for it work.
 
-use super::{Context, answer, health};
+use super::{Context, answer};
 use crate::{
     Snapshot, metrics as prometheus,
     status::{self, MemberRole, MemberStatus},
     units::show_time,
+    words::{dcs_last_seen, in_sync_set, replication_state, role_word, state_word},
 };
 use answer::Response;
 use axum::extract::State;
@@ -31,41 +32,6 @@ pub(crate) async fn history(State(shared): State<Context>) -> Response {
 pub(crate) async fn metrics(State(shared): State<Context>) -> Response {
     let text = prometheus::render(&shared.backend.snapshot());
     answer::with_type(200, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())
-}
-
-/// Does the database of this member run?
-pub(crate) fn runs(snapshot: &Snapshot) -> bool {
-    snapshot.database(&snapshot.me).is_some_and(|d| d.process == ProcessState::Running)
-}
-
-/// Patroni's word for how a standby gets its WAL.
-pub(crate) fn replication_state(database: &Database) -> Option<&'static str> {
-    (database.role == Role::Standby && database.streaming_from.is_some()).then_some("streaming")
-}
-
-/// Patroni's word for what a database does, and the number its metric has for it.
-pub(crate) fn state_word(database: Option<&Database>, cloning: bool) -> (&'static str, i32) {
-    let Some(database) = database else { return ("stopped", 12) };
-    match &database.process {
-        ProcessState::Stopped if !database.has_data && cloning => ("creating replica", 4),
-        ProcessState::Stopped => ("stopped", 12),
-        ProcessState::Crashed => ("crashed", 14),
-        ProcessState::Starting => ("starting", 6),
-        ProcessState::Running => ("running", 5),
-        // It has a process, but nothing can be asked of it.
-        ProcessState::Hung => ("unknown", -1),
-        ProcessState::Stopping => ("stopping", 11),
-        ProcessState::Failing(_) => ("start failed", 8),
-    }
-}
-
-/// Patroni's word for the role of a database.
-pub(crate) fn role_word(database: Option<&Database>) -> &'static str {
-    match database {
-        Some(database) if database.role == Role::Primary => "primary",
-        Some(database) if database.has_data || database.role == Role::Standby => "replica",
-        _ => "uninitialized",
-    }
 }
 
 /// Patroni's names for tags; what is as by default is left out.
@@ -154,10 +120,10 @@ fn database_fields(snapshot: &Snapshot, database: &Database, map: &mut Map<Strin
     };
     map.insert("xlog".into(), xlog);
     map.insert("timeline".into(), database.timeline.0.into());
-    if health::in_sync_set(snapshot, Durability::Sync) {
+    if in_sync_set(snapshot, Durability::Sync) {
         map.insert("sync_standby".into(), true.into());
     }
-    if health::in_sync_set(snapshot, Durability::Quorum) {
+    if in_sync_set(snapshot, Durability::Quorum) {
         map.insert("quorum_standby".into(), true.into());
     }
     if let Some(state) = replication_state(database) {
@@ -193,11 +159,6 @@ fn pending_reason(snapshot: &Snapshot, database: Option<&Database>) -> Value {
         })
         .collect::<Map<_, _>>()
         .into()
-}
-
-/// When a majority was last known to agree, seconds since 1970; 0: never.
-pub(crate) fn dcs_last_seen(snapshot: &Snapshot) -> u64 {
-    snapshot.raft.contact_age_ms.map_or(0, |age| snapshot.now_unix_ms.saturating_sub(age) / 1_000)
 }
 
 /// The document of `/cluster`.
