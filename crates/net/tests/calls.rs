@@ -199,7 +199,7 @@ async fn a_slow_call_is_not_a_lost_path() {
     let (a, b) = (cluster.member("a"), cluster.member("b"));
     let _b = b.listen(&[0, 1]).await;
     let peers = a.peers(&[&b]);
-    let slow = peers.call_on(b.name(), 0, "wait", Bytes::new(), SHORT);
+    let slow = peers.call_on(b.name(), 0, "wait", Bytes::new(), Duration::from_secs(1));
     let others = async {
         for _ in 0..10 {
             peers.call_on(b.name(), 0, "echo", "x".into(), PATIENCE).await.unwrap();

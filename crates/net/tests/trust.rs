@@ -60,7 +60,8 @@ async fn a_foreign_certificate_is_refused_both_ways() {
     ours.names.lock().unwrap().insert(id("mallory"));
     let _a = a.listen(&[0]).await;
     let _mallory = mallory.listen(&[0]).await;
-    // As a client he trusts us all the same, which is up to him.
+    // Each finds the other's certificate wrong; what a server makes of one who believes everybody
+    // is in `log.rs`.
     let error = mallory.peers(&[&a]).call(a.name(), "who", Bytes::new(), PATIENCE).await;
     assert!(matches!(error, Err(CallError::Unreachable { .. })));
     let error = a.peers(&[&mallory]).call(mallory.name(), "who", Bytes::new(), PATIENCE).await;
@@ -127,6 +128,7 @@ async fn an_expired_certificate_is_refused_until_it_is_renewed() {
     assert!(text(&error).contains("expired"), "{error}");
     let error = a.peers(&[&b]).call(b.name(), "who", Bytes::new(), PATIENCE).await.unwrap_err();
     assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
+    assert!(text(&error).contains("CertificateExpired"), "{error}");
 
     // Renewed under way: the same `Peers` goes on.
     let (key, request) = create_request(a.name()).unwrap();
