@@ -102,6 +102,12 @@ impl RaftConsensus {
                 return Err(OpenError::Start(error.to_string()));
             }
         };
+        // Raft reports its metrics before it serves its first request; without this the standing
+        // would begin as that of a node that knows nobody.
+        if let Err(error) = raft.with_raft_state(|_| ()).await {
+            let _ = off_thread(move || store.close()).await;
+            return Err(OpenError::Start(error.to_string()));
+        }
         let (standing, standing_task) = standing::follow(raft.metrics());
         Ok(Self { node, raft, transport, record, applied, store, standing, standing_task })
     }
