@@ -18,7 +18,10 @@ use std::{
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{UnixStream, unix::OwnedReadHalf},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, pipe},
+    },
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, timeout},
 };
@@ -31,6 +34,10 @@ const WAITING_MAX: usize = 64;
 const LINE_MAX: u64 = 1024 * 1024;
 /// How long a guard that was just started may take to listen. Longer than a slow disk's moment.
 const LISTEN_WITHIN: Duration = Duration::from_secs(10);
+/// How long another guard, whose start came first, may take to listen.
+const OTHER_LISTENS_WITHIN: Duration = Duration::from_millis(500);
+/// How much of a guard's reason not to start is read, bytes.
+const REASON_MAX: u64 = 4096;
 /// How long a guard may take to say hello. It does nothing else that takes time.
 const HELLO_WITHIN: Duration = Duration::from_secs(2);
 /// Between two looks for the socket of a guard that was just started.
@@ -124,6 +131,7 @@ impl GuardClient {
         }
         let path = self.socket_path()?;
         let began = Instant::now();
+        let mut failed: Option<(Instant, String)> = None;
         let mut spawned = false;
         loop {
             match UnixStream::connect(&path).await {
@@ -132,18 +140,21 @@ impl GuardClient {
                     Err(GuardError::Disconnected { .. }) if began.elapsed() < LISTEN_WITHIN => {}
                     other => return other,
                 },
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-                    ) =>
-                {
-                    if !spawned {
-                        self.spawn().await?;
-                        spawned = true;
-                    } else if began.elapsed() > LISTEN_WITHIN {
-                        let log = crate::disk::log_tail(&self.shared.dir);
-                        return Err(GuardError::NotListening { path, within: LISTEN_WITHIN, log });
+                Err(e) if is_nobody(&e) && !spawned => {
+                    spawned = true;
+                    failed = self.spawn().await?.map(|reason| (Instant::now(), reason));
+                    continue;
+                }
+                Err(e) if is_nobody(&e) => {
+                    // When it failed because another guard is about to listen, that one will do.
+                    if let Some((_, reason)) =
+                        failed.take_if(|(at, _)| at.elapsed() > OTHER_LISTENS_WITHIN)
+                    {
+                        return Err(GuardError::NotListening { path, reason });
+                    }
+                    if began.elapsed() > LISTEN_WITHIN {
+                        let reason = format!("nothing for {LISTEN_WITHIN:?}; see guard.log there");
+                        return Err(GuardError::NotListening { path, reason });
                     }
                 }
                 Err(source) => return Err(GuardError::Connect { path, source }),
@@ -161,14 +172,22 @@ impl GuardClient {
         Ok(path)
     }
 
-    async fn spawn(&self) -> Result<(), GuardError> {
+    /// Starts a guard and waits until it listens; why it does not, if it says so.
+    async fn spawn(&self) -> Result<Option<String>, GuardError> {
         let binary = self.shared.binary.clone();
         let program = binary.program.clone();
         let failed = |source| GuardError::Spawn { program, source };
-        match tokio::task::spawn_blocking(move || spawn_detached(&binary)).await {
-            Ok(result) => result.map_err(failed),
-            Err(e) => Err(failed(io::Error::other(e))),
-        }
+        let spawning = tokio::task::spawn_blocking(move || spawn_detached(&binary));
+        let stderr = match spawning.await.map_err(io::Error::other).and_then(|spawned| spawned) {
+            Ok(stderr) => stderr,
+            Err(source) => return Err(failed(source)),
+        };
+        let stderr = pipe::Receiver::from_owned_fd(stderr).map_err(failed)?;
+        let mut said = Vec::new();
+        // When it says nothing for that long, the loop above finds out the same way.
+        let _ = timeout(LISTEN_WITHIN, stderr.take(REASON_MAX).read_to_end(&mut said)).await;
+        let said = String::from_utf8_lossy(&said).trim().to_owned();
+        Ok((!said.is_empty()).then_some(said))
     }
 
     async fn adopt(&self, stream: UnixStream) -> Result<(), GuardError> {
@@ -367,6 +386,11 @@ impl GuardClient {
     pub async fn quit(&self, kill: bool, within: Duration) -> Result<GuardStatus, GuardError> {
         self.request(Request::Quit { kill }, within).await
     }
+}
+
+/// Does the error say that no guard listens?
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
 fn encode(request: &'static str, line: &ClientLine) -> Result<String, GuardError> {

@@ -5,7 +5,7 @@ use crate::state::State;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
@@ -16,8 +16,6 @@ use std::{
 pub(crate) const LOG_NAME: &str = "guard.log";
 /// The log is begun anew at this size, bytes: weeks of a guard's life, and no burden.
 const LOG_MAX: u64 = 1024 * 1024;
-/// How much of the log's end an error shows, bytes.
-const LOG_TAIL: u64 = 1000;
 /// Jobs that may wait for the disk. Log lines beyond are dropped: a disk this slow tells more
 /// than they would.
 const JOBS_MAX: usize = 256;
@@ -139,17 +137,4 @@ pub(crate) fn log_now(dir: &Path, line: &str) {
     if let Ok(mut file) = open_log(dir) {
         let _ = file.write_all(stamped(line).as_bytes());
     }
-}
-
-/// The end of the log, for an error message.
-pub(crate) fn log_tail(dir: &Path) -> String {
-    let read = || -> io::Result<String> {
-        let mut file = File::open(dir.join(LOG_NAME))?;
-        let size = file.metadata()?.len();
-        file.seek(SeekFrom::Start(size.saturating_sub(LOG_TAIL)))?;
-        let mut bytes = Vec::new();
-        file.take(LOG_TAIL).read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).trim_end().to_owned())
-    };
-    read().unwrap_or_default()
 }

@@ -36,14 +36,12 @@ pub enum GuardError {
         source: io::Error,
     },
     /// A guard was started, but does not listen.
-    #[error("the guard was started, but did not listen at {path} within {within:?}{}", tail(.log))]
+    #[error("the guard was started, but does not listen at {path}: {reason}")]
     NotListening {
         /// The socket.
         path: PathBuf,
-        /// How long was waited.
-        within: Duration,
-        /// The end of the guard's log.
-        log: String,
+        /// What it said, or how long was waited.
+        reason: String,
     },
     /// The guard took the connection or the request, but does not answer. It may be stopped.
     #[error(
@@ -107,10 +105,6 @@ pub enum GuardError {
         /// Why.
         reason: String,
     },
-}
-
-fn tail(log: &str) -> String {
-    if log.is_empty() { String::new() } else { format!("; its log ends with:\n{log}") }
 }
 
 impl GuardError {

@@ -11,7 +11,8 @@ use crate::{
         StopMode,
     },
     state::State,
-    strays::{kill_strays_once, stray_processes},
+    strays::{kill_strays_once, stray_processes, unreaped_postmaster},
+    warden::SharedDeadline,
 };
 use nix::{
     errno::Errno,
@@ -33,6 +34,10 @@ const STRAYS_AGAIN: Duration = Duration::from_millis(20);
 const SAVE_AGAIN: Duration = Duration::from_secs(1);
 /// How long a start waits for the state to be written.
 const SAVE_WITHIN: Duration = Duration::from_secs(5);
+/// How long a new guard waits for a dead postmaster's parent to notice. PostgreSQL does not start
+/// while the process of its `postmaster.pid` exists, dead or not. Init may be slow; one that never
+/// looks must not stop us for ever.
+const REAP_WITHIN: Duration = Duration::from_secs(2);
 /// Fences that may wait to be complete: an agent needs one.
 const FENCES_MAX: usize = 16;
 
@@ -54,6 +59,7 @@ pub(crate) struct WaitingFence {
 /// The guard's state.
 pub(crate) struct Guard {
     disk: Disk,
+    shared: SharedDeadline,
     version: &'static str,
     oom_score: Option<String>,
     state: State,
@@ -68,6 +74,7 @@ pub(crate) struct Guard {
     fences: Vec<WaitingFence>,
     kill_next: BootTime,
     quitting: bool,
+    began: BootTime,
 }
 
 fn refuse<T>(code: RefusalCode, message: impl Into<String>) -> Result<T, Refusal> {
@@ -76,10 +83,16 @@ fn refuse<T>(code: RefusalCode, message: impl Into<String>) -> Result<T, Refusal
 
 impl Guard {
     /// `oom_score`: what to restore in the database, when the guard's own was lowered.
-    pub fn new(disk: Disk, state: State, oom_score: Option<String>) -> Self {
+    pub fn new(
+        disk: Disk,
+        state: State,
+        shared: SharedDeadline,
+        oom_score: Option<String>,
+    ) -> Self {
         let left_behind = state.database.clone();
         Self {
             disk,
+            shared,
             version: env!("CARGO_PKG_VERSION"),
             oom_score,
             saved: state.clone(),
@@ -94,6 +107,7 @@ impl Guard {
             fences: Vec::new(),
             kill_next: BootTime::default(),
             quitting: false,
+            began: boot_now(),
         }
     }
 
@@ -138,6 +152,7 @@ impl Guard {
             db.signal(Signal::SIGKILL);
             kill_descendants();
             db.kill.get_or_insert(reason);
+            self.shared.set(None);
             self.kill_next = boot_now().after(KILL_AGAIN);
         }
     }
@@ -155,9 +170,14 @@ impl Guard {
         if let Some(data_dir) = self.left_behind.clone()
             && now >= self.kill_next
         {
-            let strays = kill_strays_once(&data_dir);
+            let mut strays = kill_strays_once(&data_dir);
             if !strays.is_empty() && self.strays.is_empty() {
                 self.disk.log(format!("killed what a former guard left behind: {strays:?}"));
+            }
+            if strays.is_empty() {
+                strays.extend(
+                    unreaped_postmaster(&data_dir).filter(|_| now < self.began.after(REAP_WITHIN)),
+                );
             }
             if strays.is_empty() {
                 self.left_behind = None;
@@ -395,6 +415,8 @@ impl Guard {
             self.state.database = None;
             return refuse(RefusalCode::NotSaved, why);
         }
+        // First, so that there is no moment without: the warden watches from before the start.
+        self.shared.set(request.lease.map(|lease| lease.deadline));
         match Database::start(request, self.oom_score.as_deref()) {
             Ok(db) => {
                 self.disk.log(format!(
@@ -409,6 +431,7 @@ impl Guard {
             }
             Err(e) => {
                 self.state.database = None;
+                self.shared.set(None);
                 let text = format!("cannot start {}: {e}", request.program.display());
                 self.disk.log(text.clone());
                 refuse(RefusalCode::StartFailed, text)
@@ -453,6 +476,7 @@ impl Guard {
             }
         }
         db.lease = Some(lease);
+        self.shared.set(Some(lease.deadline));
         self.disk.log(format!("armed: generation {}", lease.generation));
         Ok(())
     }
@@ -464,6 +488,7 @@ impl Guard {
                 if lease.deadline > held.deadline {
                     self.check_lease(lease)?;
                     self.running()?.lease = Some(lease);
+                    self.shared.set(Some(lease.deadline));
                 }
                 Ok(())
             }
@@ -481,6 +506,7 @@ impl Guard {
     fn disarm(&mut self) -> Result<(), Refusal> {
         let db = self.running()?;
         if db.lease.take().is_some() {
+            self.shared.set(None);
             self.disk.log("disarmed: a standby");
         }
         Ok(())
@@ -524,8 +550,18 @@ impl Guard {
         Ok(())
     }
 
-    /// The last act: what is not on disk yet gets its moment.
+    /// The last act: what is not on disk yet gets its moment, the log too.
     pub fn close(&mut self) {
-        let _ = self.save_now();
+        while self.saving {
+            match self.disk.wait_saved(SAVE_WITHIN) {
+                Some(done) => self.note_saved(done),
+                None => return,
+            }
+        }
+        self.disk.log("ended");
+        if self.disk.save(self.state.clone()) {
+            // The same thread writes both, in order.
+            let _ = self.disk.wait_saved(SAVE_WITHIN);
+        }
     }
 }

@@ -5,9 +5,10 @@
 //! stuck: the database goes on while the lease lasts, and not longer.
 //!
 //! ```text
-//! agent --- guard.sock (JSON lines) ---> guard --- child, killed with its parent ---> postmaster
-//!                                          |                                            |
-//!                                          +--- subreaper: orphans become its own ------+-- backends
+//! agent --- guard.sock, JSON lines ---> guard --- child, dies with its parent ---> postmaster
+//!                                         | parent                                   |
+//!                                       warden  <--- orphans become the guard's, ----+-- backends
+//!                                                    or the warden's, children
 //! ```
 //!
 //! What holds, and by what:
@@ -16,15 +17,19 @@
 //!   are written by a thread of their own.
 //! - *Killed means gone.* The guard is a child subreaper: whatever the database started is its
 //!   descendant. It kills until it has no child left, and reports the end only then.
-//! - *A killed guard takes the postmaster along* (`PR_SET_PDEATHSIG`). Backends notice and end, but
-//!   one in a long computation may go on: the next guard finds those ([`stray_processes`]) and
-//!   kills them before it starts anything, and before it answers a fence.
+//! - *A killed guard takes the database along*: the kernel kills the postmaster
+//!   (`PR_SET_PDEATHSIG`), the warden the backends. If both were killed, the next guard finds what
+//!   they left ([`stray_processes`]) and kills it before it starts anything, and before it answers a
+//!   fence.
+//! - *A stopped guard does not prolong the lease*: the warden, a process that does nothing else,
+//!   looks at the same deadline.
 //! - *A fence survives restarts*: it is on disk before it is answered.
 //!
-//! Known limits: while the guard itself is stopped (SIGSTOP, a frozen cgroup) nobody enforces the
-//! deadline; it kills the moment it goes on. After a guard was killed, a computing backend lives
-//! until the agent starts the next guard. A process in an uninterruptible wait for a disk runs no
-//! code after its kill, but is reported as gone only when the wait ends.
+//! Known limits: when guard and warden are both stopped (a frozen cgroup freezes the database
+//! with them, two SIGSTOPs do not), nobody enforces the deadline until one of them goes on. When
+//! both are killed, a backend that computes without looking around lives until the agent starts the
+//! next guard. A process in an uninterruptible wait for a disk runs no code after its kill, but is
+//! reported as gone only when the wait ends. All of them must run in the same pid namespace.
 
 mod boot;
 mod client;
@@ -40,6 +45,7 @@ mod server;
 mod spawn;
 mod state;
 mod strays;
+mod warden;
 
 pub use boot::{BootTime, boot_now};
 pub use client::{GuardClient, SOCKET_NAME};

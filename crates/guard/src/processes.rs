@@ -95,6 +95,8 @@ pub(crate) fn all_processes() -> Vec<i32> {
 
 /// The beginning of `/proc/PID/stat`.
 pub(crate) struct Stat {
+    /// The file name of its program, up to 15 bytes.
+    pub name: String,
     /// Its parent.
     pub parent: i32,
     /// A zombie: it runs no more, and only waits to be waited for.
@@ -102,14 +104,17 @@ pub(crate) struct Stat {
 }
 
 pub(crate) fn stat(pid: i32) -> Option<Stat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&String::from_utf8_lossy(&text))
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {
     // The name in parentheses may hold anything, parentheses and spaces too.
-    let mut words = text.rsplit_once(')')?.1.split_whitespace();
-    let state = words.next()?;
-    Some(Stat { parent: words.next()?.parse().ok()?, dead: matches!(state, "Z" | "X" | "x") })
+    let (head, tail) = text.rsplit_once(')')?;
+    let name = head.split_once('(')?.1.to_owned();
+    let mut words = tail.split_whitespace();
+    let dead = matches!(words.next()?, "Z" | "X" | "x");
+    Some(Stat { name, parent: words.next()?.parse().ok()?, dead })
 }
 
 /// Where a process is, if we may know.
@@ -132,7 +137,7 @@ mod tests {
     #[test]
     fn stat_of_hostile_names_is_understood() {
         let stat = parse_stat("12 (a) R 1) S 7 12 12 0").unwrap();
-        assert_eq!((stat.parent, stat.dead), (7, false));
+        assert_eq!((stat.name.as_str(), stat.parent, stat.dead), ("a) R 1", 7, false));
         assert!(parse_stat("12 (x) Z 7").unwrap().dead);
         for bad in ["", "12", "12 (x", "12 (x) S", "12 (x) S y"] {
             assert!(parse_stat(bad).is_none(), "{bad}");

@@ -6,12 +6,14 @@ use crate::{
     guard::Guard,
     server::Server,
     state::State,
+    warden,
 };
 use nix::{
     fcntl::{Flock, FlockArg},
     sys::{
         mman::{MlockAllFlags, mlockall},
         prctl,
+        resource::{Resource, getrlimit},
         signal::{SigSet, Signal},
         signalfd::{SfdFlags, SignalFd},
         stat::{Mode, umask},
@@ -34,10 +36,7 @@ pub const EXIT_LOCKED: u8 = 3;
 /// database is bound to the thread that started it), and should have touched little memory.
 pub fn main(dir: &Path) -> ExitCode {
     match run(dir) {
-        Ok(()) => {
-            log_now(dir, "ended");
-            ExitCode::SUCCESS
-        }
+        Ok(code) => code,
         Err(e) => {
             log_now(dir, &format!("error: {e}"));
             eprintln!("sempre guard: {e}");
@@ -49,7 +48,7 @@ pub fn main(dir: &Path) -> ExitCode {
     }
 }
 
-fn run(dir: &Path) -> Result<(), ServeError> {
+fn run(dir: &Path) -> Result<ExitCode, ServeError> {
     umask(Mode::from_bits_truncate(0o077));
     let file = |what, path: &Path| {
         let path = path.to_owned();
@@ -58,19 +57,32 @@ fn run(dir: &Path) -> Result<(), ServeError> {
     if !dir.is_dir() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(file("make", dir))?;
     }
+    let subreaper =
+        |e: nix::Error| ServeError::System { what: "become a subreaper", source: e.into() };
+    prctl::set_child_subreaper(true).map_err(subreaper)?;
+    let oom_score = lower_oom_score();
+    lock_memory();
+    let deadline = match warden::split(dir)? {
+        Ok(deadline) => deadline,
+        Err(code) => return Ok(code),
+    };
+
+    // From here on: the guard, the warden's child. Neither attribute is inherited.
+    prctl::set_child_subreaper(true).map_err(subreaper)?;
+    lock_memory();
     // Held until this process ends, whatever ends it.
     let _lock = lock(dir)?;
     let state = State::load(dir)?;
     let signals = block_signals()?;
-    prctl::set_child_subreaper(true)
-        .map_err(|e| ServeError::System { what: "become a subreaper", source: e.into() })?;
-    let oom_score = lower_oom_score();
     let disk = Disk::start(dir)
         .map_err(|source| ServeError::System { what: "start the disk thread", source })?;
     disk.log(format!("guard {} serves {state:?}", env!("CARGO_PKG_VERSION")));
-    let server = Server::new(dir, Guard::new(disk, state, oom_score), signals)?;
-    lock_memory();
-    server.run()
+    let guard = Guard::new(disk, state, deadline, oom_score);
+    let server = Server::new(dir, guard, signals)?;
+    // Whoever started us reads our standard error until it ends.
+    close_stderr();
+    server.run()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn lock(dir: &Path) -> Result<Flock<File>, ServeError> {
@@ -110,9 +122,26 @@ fn lower_oom_score() -> Option<String> {
     lowered.then(|| NORMAL.to_owned())
 }
 
+/// Lets go of the standard error that was given to us.
+pub(crate) fn close_stderr() {
+    if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
+        let _ = nix::unistd::dup2_stderr(&null);
+    }
+}
+
 /// What the guard has touched stays in memory, so that killing needs nothing from a disk that
 /// hangs. Only pages that are in use count (`MCL_ONFAULT`); not permitted everywhere.
 fn lock_memory() {
+    /// A locked stack that cannot grow within the limit would be a crash.
+    const ROOM: u64 = 2 * 1024 * 1024;
+    /// In bytes, on every machine this is likely to see; a wrong guess only costs the lock.
+    const PAGE: u64 = 4096;
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let Some(pages) = statm.split(' ').next().and_then(|w| w.parse::<u64>().ok()) else { return };
+    match getrlimit(Resource::RLIMIT_MEMLOCK) {
+        Ok((limit, _)) if pages.saturating_mul(PAGE).saturating_add(ROOM) <= limit => {}
+        _ => return,
+    }
     let on_fault = MlockAllFlags::from_bits_retain(nix::libc::MCL_ONFAULT);
     let _ = mlockall(MlockAllFlags::MCL_CURRENT | on_fault);
 }

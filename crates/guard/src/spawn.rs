@@ -3,7 +3,7 @@
 use std::{
     ffi::{CString, OsString},
     io,
-    os::unix::process::CommandExt,
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -51,7 +51,11 @@ fn identity(name: &str) -> io::Result<Identity> {
 }
 
 /// Starts the guard: in a session of its own, child of init, with none of our files open.
-pub(crate) fn spawn_detached(binary: &SpawnBinary) -> io::Result<()> {
+///
+/// What is returned is its standard error: it ends, empty, when the guard listens, and with the
+/// reason when it cannot.
+pub(crate) fn spawn_detached(binary: &SpawnBinary) -> io::Result<OwnedFd> {
+    let (reason, stderr) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     let identity = binary.user.as_deref().map(identity).transpose()?;
     let mut command = Command::new(&binary.program);
     command
@@ -59,7 +63,7 @@ pub(crate) fn spawn_detached(binary: &SpawnBinary) -> io::Result<()> {
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null());
+        .stderr(stderr);
     // SAFETY: between fork and exec only async-signal-safe calls are made: system calls, and no
     // allocation.
     unsafe {
@@ -67,7 +71,7 @@ pub(crate) fn spawn_detached(binary: &SpawnBinary) -> io::Result<()> {
     }
     // The one that is waited for ends at once; its child, the guard, is adopted by init.
     command.spawn()?.wait()?;
-    Ok(())
+    Ok(reason)
 }
 
 fn detach(identity: Option<&Identity>) -> io::Result<()> {

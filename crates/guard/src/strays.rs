@@ -62,6 +62,12 @@ fn is_stray(pid: i32, data_dir: &Path, named: Option<i32>) -> bool {
         && stat(pid).is_some_and(|s| !s.dead)
 }
 
+/// The postmaster that `postmaster.pid` names, if it is dead and its parent has not noticed yet.
+pub(crate) fn unreaped_postmaster(data_dir: &Path) -> Option<i32> {
+    let pid = postmaster_pid(data_dir)?;
+    stat(pid).filter(|s| s.dead && SERVERS.contains(&s.name.as_str())).map(|_| pid)
+}
+
 fn postmaster_pid(data_dir: &Path) -> Option<i32> {
     let text = fs::read_to_string(data_dir.join("postmaster.pid")).ok()?;
     text.lines().next()?.trim().parse().ok().filter(|pid| *pid > 1)

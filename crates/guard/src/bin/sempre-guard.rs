@@ -1,4 +1,4 @@
-//! The guard alone, for tests: `guard DIR`. In production it is `sempre guard --dir DIR`.
+//! The guard alone, for tests: `sempre-guard DIR`. In production it is `sempre guard --dir DIR`.
 
 use std::{path::Path, process::ExitCode};
 
@@ -6,7 +6,7 @@ fn main() -> ExitCode {
     match std::env::args_os().nth(1) {
         Some(dir) => sempre_guard::main(Path::new(&dir)),
         None => {
-            eprintln!("usage: guard DIR");
+            eprintln!("usage: sempre-guard DIR");
             ExitCode::from(2)
         }
     }
