@@ -10,6 +10,7 @@ use sempre_model::{Generation, NodeId};
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
@@ -149,6 +150,7 @@ pub(crate) fn open(dir: &Path, node: NodeId) -> Result<(Store, Content), OpenErr
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
         .open(&seal_file)
         .map_err(io_error(&seal_file, "open"))?;
     let mut sealed = vec![];
@@ -200,6 +202,13 @@ fn create(dir: &Path, file: &Path, node: NodeId) -> Result<(), OpenError> {
         }
         _ => {}
     }
+    // Made beforehand to be readable by its owner only: redb fills an empty file.
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)
+        .map_err(io_error(&new, "make"))?;
     let database = builder().create(&new).map_err(|e| trouble(&new, "make")(e.into()))?;
     let write = |database: &Database| -> Result<(), Trouble> {
         let transaction = database.begin_write()?;
@@ -257,4 +266,82 @@ pub(crate) fn load_copy(dir: &Path) -> Result<(PathBuf, Content), OpenError> {
     })?;
     compare_seal(&path, &seal, content.commits)?;
     Ok((path, content))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{self, StoredBody};
+
+    fn id(term: u64, index: u64) -> StoredLogId {
+        StoredLogId { term, node: 1, index }
+    }
+
+    fn blank(term: u64, index: u64) -> StoredEntry {
+        StoredEntry { id: id(term, index), body: StoredBody::Blank }
+    }
+
+    /// Makes a store of ten entries, lets `spoil` write what no member would, and opens it again.
+    fn reopen(spoil: impl FnOnce(&Write<'_>) -> Result<(), Trouble>) -> Result<(), OpenError> {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open(dir.path(), 1).unwrap();
+        let entries: Vec<_> = (0..10).map(|n| blank(2, n)).collect();
+        store.write(|write| write.entries(&entries)).unwrap();
+        store.write(spoil).unwrap();
+        store.close();
+        let copy = load_copy(dir.path()).map(|_| ());
+        let opened = open(dir.path(), 1).map(|(store, _)| store.close());
+        assert_eq!(copy, opened);
+        opened
+    }
+
+    fn what(result: Result<(), OpenError>) -> String {
+        match result {
+            Err(OpenError::Corrupt { file, what }) => {
+                assert!(file.ends_with("record.redb"));
+                what
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_sound_store_opens() {
+        reopen(|_| Ok(())).unwrap();
+        reopen(|write| write.meta(store::COMMITTED, &id(2, 9))).unwrap();
+    }
+
+    #[test]
+    fn a_row_that_fails_its_checksum_is_named() {
+        let mut row = format::encode("log", &5u64.to_be_bytes(), &blank(2, 5)).unwrap();
+        row[9] ^= 1;
+        let result = reopen(|write| write.raw_entry(5, &row));
+        assert!(what(result).starts_with("log entry 5: checksum"));
+    }
+
+    #[test]
+    fn rows_that_do_not_fit_together_are_named() {
+        let gap = reopen(|write| write.remove_entries(4..=4));
+        assert_eq!(what(gap), "log entry 4 is missing");
+        let back = reopen(|write| write.entries(&[blank(1, 7)]));
+        assert!(what(back).contains("older term"));
+        let short = reopen(|write| write.meta(store::COMMITTED, &id(2, 12)));
+        assert!(what(short).contains("the log ends at"));
+        let purged = reopen(|write| {
+            write.remove_entries(..=4)?;
+            write.meta(store::PURGED, &id(2, 4))
+        });
+        assert!(what(purged).contains("no snapshot"));
+    }
+
+    #[test]
+    fn a_damaged_row_is_an_error_at_read_time_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = open(dir.path(), 1).unwrap();
+        store.write(|write| write.raw_entry(0, b"junk")).unwrap();
+        let read = store.entries(0..1, false);
+        assert!(matches!(read, Err(crate::StoreError::Corrupt { .. })), "{read:?}");
+        store.close();
+        assert!(matches!(store.vote(), Err(crate::StoreError::Closed { .. })));
+    }
 }

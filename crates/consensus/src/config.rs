@@ -125,3 +125,42 @@ pub enum BadConfig {
         election_min_ms: u64,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(heartbeat_ms: u64, election_min_ms: u64, election_max_ms: u64) -> ConsensusConfig {
+        ConsensusConfig {
+            heartbeat_ms,
+            election_min_ms,
+            election_max_ms,
+            ..ConsensusConfig::new("x", 1)
+        }
+    }
+
+    #[test]
+    fn what_fits_together_is_taken_by_raft_too() {
+        for (heartbeat, min, max) in
+            [(200, 500, 1000), (20, 40, 41), (10, 20, 21), (1000, 2000, 2001), (50, 1000, 5000)]
+        {
+            let ours = config(heartbeat, min, max);
+            ours.validate().unwrap();
+            let raft = ours.to_raft().validate().unwrap();
+            // A follower waits the lease and its own time, until the next waking.
+            let (lease, wait) = (raft.election_timeout_max, raft.election_timeout_min);
+            assert!(lease + wait >= min, "{heartbeat} {min} {max}");
+            assert!(raft.heartbeat_interval * 3 / 2 <= heartbeat);
+        }
+        let raft = config(200, 500, 1000).to_raft();
+        assert!(raft.election_timeout_max * 2 + 200 <= 1000);
+    }
+
+    #[test]
+    fn what_does_not_is_refused() {
+        assert!(matches!(config(5, 500, 1000).validate(), Err(BadConfig::Heartbeat { .. })));
+        assert!(matches!(config(300, 500, 1000).validate(), Err(BadConfig::ElectionMin { .. })));
+        assert!(matches!(config(200, 500, 500).validate(), Err(BadConfig::ElectionMax { .. })));
+        assert!(config(u64::MAX, 1, 2).validate().is_err());
+    }
+}

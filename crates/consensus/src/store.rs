@@ -170,6 +170,13 @@ impl<'a> Write<'a> {
         Ok(())
     }
 
+    /// Puts a row as it is.
+    #[cfg(test)]
+    pub fn raw_entry(&self, index: u64, row: &[u8]) -> Result<(), Trouble> {
+        self.0.open_table(LOG)?.insert(index, row)?;
+        Ok(())
+    }
+
     /// Takes entries out of the log.
     pub fn remove_entries(&self, range: impl std::ops::RangeBounds<u64>) -> Result<(), Trouble> {
         self.0.open_table(LOG)?.retain_in::<u64, _>(range, |_, _| false)?;

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+/// This test binary is its own child, which is told so by these.
 const DIR: &str = "SEMPRE_TEST_KILL_DIR";
 const START: &str = "SEMPRE_TEST_KILL_START";
 const ROUNDS: u64 = 25;
@@ -42,11 +43,18 @@ async fn live(dir: &Path, start: u64) {
         lanes.spawn(async move {
             for value in start.. {
                 let key = format!("lane{lane}");
-                member.propose(set(&key, value)).await.unwrap();
+                if let Err(error) = member.propose(set(&key, value)).await {
+                    // Only a full disk ends it: see the test of that.
+                    let standing = member.standing();
+                    let fault = standing.borrow().fault.clone();
+                    println!("\nend {error:?}; fault {fault:?}");
+                    return;
+                }
                 say(&key, value);
                 if lane == 0 && value % 3 == 0 {
-                    member.promise(Generation(value)).await.unwrap();
-                    say("promise", value);
+                    if member.promise(Generation(value)).await.is_ok() {
+                        say("promise", value);
+                    }
                 }
             }
         });
@@ -161,4 +169,54 @@ fn nothing_acknowledged_is_lost_by_a_kill() {
     let entries = inspect(dir.path()).unwrap().last_log_index;
     println!("{ROUNDS} kills, {entries:?} entries, highest acknowledged {highest:?}");
     assert!(highest.contains_key("promise"));
+}
+
+/// The file size limit stands in for a full disk: a write beyond it fails just so.
+#[test]
+fn a_full_disk_stops_the_member_and_loses_nothing() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    // The signal that goes with the limit is ignored, and stays so in what the shell becomes.
+    let child = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "nothing_acknowledged_is_lost_by_a_kill", "--nocapture"])
+        .env(DIR, dir.path())
+        .env(START, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut child = Killed(child);
+    let mut acknowledged = Acknowledged::new();
+    let mut end = None;
+    let mut limited = false;
+    for line in BufReader::new(child.0.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        let words: Vec<_> = line.split(' ').skip_while(|word| *word != "ack").collect();
+        if let [_, key, value] = words[..] {
+            acknowledged.insert(key.to_owned(), value.parse().unwrap());
+        }
+        if line.starts_with("end ") {
+            end = Some(line);
+        }
+        if acknowledged.len() as u64 > LANES && !limited {
+            limited = true;
+            let pid = child.0.id().to_string();
+            let done =
+                Command::new("prlimit").args(["--pid", &pid, "--fsize=8192"]).status().unwrap();
+            assert!(done.success());
+        }
+    }
+    child.0.wait().unwrap();
+    let end = end.expect("the member went on without a disk");
+    assert!(end.contains("Fault") || end.contains("TimedOut"), "{end}");
+    assert!(end.contains("fault Some("), "{end}");
+
+    runtime.block_on(async {
+        let cluster = Cluster::new();
+        let member = cluster.start_in(dir.path(), 1).await;
+        let record = member.read_barrier().await.unwrap();
+        check(0, &acknowledged, member.promised(), &[&record]);
+        member.shutdown().await;
+    });
 }
