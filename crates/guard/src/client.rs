@@ -109,6 +109,27 @@ impl GuardClient {
         Ok(client)
     }
 
+    /// Kills the guard of `dir`, and with it the database: the last means against a guard that is
+    /// stopped or stuck ([`GuardError::NoAnswer`]). Returns its pid; none when there is no guard.
+    pub async fn kill_guard(dir: &Path) -> Result<Option<i32>, GuardError> {
+        let path = Self::new(dir, SpawnBinary::this_program(dir), Role::Observer).socket_path()?;
+        // The kernel names who listens; the connection is held until the kill, and the check
+        // below is made while the pid cannot change hands.
+        let stream = match UnixStream::connect(&path).await {
+            Ok(stream) => stream,
+            Err(e) if is_nobody(&e) => return Ok(None),
+            Err(source) => return Err(GuardError::Connect { path, source }),
+        };
+        let credentials = stream
+            .peer_cred()
+            .map_err(|source| GuardError::Connect { path: path.clone(), source })?;
+        let Some(pid) = credentials.pid() else { return Ok(None) };
+        // A guard that ended meanwhile would have closed the connection.
+        let open = || !matches!(stream.try_read(&mut [0; 1]), Ok(0));
+        crate::processes::kill_if(pid, |_| open());
+        Ok(Some(pid))
+    }
+
     fn new(dir: &Path, binary: SpawnBinary, role: Role) -> Self {
         Self {
             shared: Arc::new(Shared {

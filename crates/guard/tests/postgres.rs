@@ -39,7 +39,7 @@ async fn when_the_lease_ends_every_process_is_gone() {
             signal(tree[0], "STOP");
         }
 
-        let lease = lease(1, Duration::from_millis(300));
+        let lease = lease(1, Duration::from_secs(1));
         client.arm(lease, WITHIN).await.unwrap();
         let status = wait(&client, |s| s.postmaster.is_none()).await;
         let took = boot_now().since(lease.deadline);
@@ -180,7 +180,7 @@ async fn a_paused_guard_does_not_prolong_the_lease() {
     let status = client.start(home.postgres(), WITHIN).await.unwrap();
     let (guard, postmaster) = (status.guard_pid, status.postmaster.unwrap().pid);
     let busy = busy_backend(&home).await;
-    let lease = lease(1, Duration::from_millis(500));
+    let lease = lease(1, Duration::from_millis(1500));
     client.arm(lease, WITHIN).await.unwrap();
     signal(guard, "STOP");
 
@@ -203,7 +203,7 @@ async fn a_guard_that_was_paused_kills_before_it_listens() {
     let status = client.start(home.postgres(), WITHIN).await.unwrap();
     let (guard, postmaster) = (status.guard_pid, status.postmaster.unwrap().pid);
     home.connect().await;
-    let short = lease(1, Duration::from_secs(1));
+    let short = lease(1, Duration::from_millis(1500));
     client.arm(short, WITHIN).await.unwrap();
     signal(stat(guard).unwrap().0, "STOP");
     signal(guard, "STOP");
