@@ -7,6 +7,7 @@ mod lists;
 mod paint;
 mod topology;
 
+pub(crate) use lists::cause_words;
 pub use lists::{render_config, render_events, render_history};
 
 use crate::{
@@ -114,10 +115,10 @@ fn oddities(status: &Status, paint: Paint, width: u16) -> Vec<String> {
             let mark = if index == 0 { paint.tone("!", Tone::Warn) } else { " ".into() };
             lines.push(format!("{mark} {}", paint.bold(&line)));
         }
-        for (label, text) in [("why", &oddity.why), ("do ", &oddity.what_to_do)] {
+        for (label, text) in [("why: ", &oddity.why), ("do:  ", &oddity.what_to_do)] {
             for (index, line) in wrap(text, usize::from(width) - 7).into_iter().enumerate() {
-                let label = if index == 0 { format!("{label}:") } else { "    ".into() };
-                lines.push(format!("  {} {line}", paint.dim(&label)));
+                let label = if index == 0 { label } else { "     " };
+                lines.push(format!("  {}{line}", paint.dim(label)));
             }
         }
     }

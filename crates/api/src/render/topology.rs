@@ -6,14 +6,19 @@ use crate::{
     units::show_bytes,
 };
 use comfy_table::{
-    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, TableStyle,
-    presets,
+    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, ContentLineStyle,
+    LineStyle, Table, TableStyle,
 };
 use sempre_model::MemberId;
 use std::collections::BTreeSet;
 
-const STYLE: TableStyle =
-    presets::UTF8_FULL_CONDENSED.with_rounded_corners().with_solid_inner_borders();
+/// Round corners, solid lines between columns, none between rows.
+const STYLE: TableStyle = TableStyle::new()
+    .top_border(LineStyle::new('╭', '─', '┬', '╮'))
+    .header_lines(ContentLineStyle::new('│', '│', '│'))
+    .header_separator(LineStyle::new('├', '─', '┼', '┤'))
+    .content_lines(ContentLineStyle::new('│', '│', '│'))
+    .bottom_border(LineStyle::new('╰', '─', '┴', '╯'));
 
 /// From this width on, positions and the addresses of the paths are shown.
 const WIDE: u16 = 110;
@@ -228,7 +233,9 @@ fn more(member: &MemberStatus, width: u16) -> String {
         words.push(format!("from {from}"));
     }
     if let Some(address) = member.address.as_ref().filter(|_| width >= WIDE) {
-        words.insert(0, clean(address));
+        if let Some((_, port)) = address.rsplit_once(':') {
+            words.insert(0, format!("port {port}"));
+        }
     }
     words.join(", ")
 }

@@ -76,6 +76,8 @@ pub struct SyncStatus {
     pub durability: Durability,
     /// What a failover relies on.
     pub record: SyncSet,
+    /// What the database is to enforce, as far as `record` allows it already.
+    pub wanted: SyncSet,
     /// What the primary's database enforces now, if it is seen.
     pub database: Option<SyncSet>,
     /// How many members the set is wished to have (k and spares).
@@ -127,6 +129,7 @@ pub fn status(snapshot: &Snapshot) -> Status {
         sync: SyncStatus {
             durability: policy.durability,
             record: record.sync.clone(),
+            wanted: record.sync_wanted.clone(),
             database: primary_database.and_then(|database| database.sync.clone()),
             wished: wished_sync(snapshot),
             wished_k: if policy.durability == Durability::Async { 0 } else { policy.sync_count },

@@ -2,6 +2,7 @@
 
 use super::{MemberRole, MemberStatus, PathState, Status};
 use crate::{
+    render::cause_words,
     snapshot::Snapshot,
     units::{show_bytes, show_ms, show_time_short},
 };
@@ -85,7 +86,7 @@ fn cluster(snapshot: &Snapshot, status: &Status, found: &mut Vec<Oddity>) {
             "wait; if it lasts, see the notes of the first member",
         )),
         Phase::Fencing { cause, evidence, began_unix_ms, .. } => found.push(odd(
-            format!("no primary: {} being replaced ({cause:?})", from_word(&record.phase)),
+            format!("no primary: {} being replaced ({})", from_word(&record.phase), cause_words(cause)),
             evidence.join("; "),
             since(snapshot, *began_unix_ms, "wait: a standby is chosen once enough of the sync set is fenced"),
         )),
