@@ -41,11 +41,26 @@ pub(crate) enum Streams {
     },
 }
 
+impl Streams {
+    /// Was the end agreed on? The client said Terminate, or the server said why with an error.
+    /// Nobody can tell in an encrypted stream.
+    pub fn ended_well(&self) -> bool {
+        match self {
+            Streams::Opaque => true,
+            Streams::Plain { to_client, to_server } => {
+                to_client.last_type() == Some(b'E') || to_server.last_type() == Some(b'X')
+            }
+        }
+    }
+}
+
 /// How it ended.
 #[derive(Debug)]
 pub(crate) enum End {
     /// The client is gone.
     Client,
+    /// The client had ended its side, and then the server its own.
+    Both,
     /// The server closed its side, or the connection to it broke.
     Server,
     /// The session was cut.
@@ -177,6 +192,7 @@ impl Copy<'_> {
             ) {
                 Poll::Pending => {}
                 Poll::Ready(Err(Fault::Sink)) => return Poll::Ready(End::Client),
+                Poll::Ready(_) if up.ended => return Poll::Ready(End::Both),
                 Poll::Ready(_) => return Poll::Ready(End::Server),
             }
             if up_is_over {

@@ -78,6 +78,7 @@ impl<'a> Hold<'a> {
                 match self.attempt(&candidate).await {
                     Ok(led) => {
                         count(&self.shared.counters.led);
+                        self.held = None;
                         return Ok(led);
                     }
                     Err(why) => {
@@ -178,7 +179,8 @@ impl<'a> Hold<'a> {
         Ok(())
     }
 
-    fn refused(&self, limit: String) -> NotLed {
+    fn refused(&mut self, limit: String) -> NotLed {
+        self.held = None;
         NotLed::Refused { why: self.why.clone(), limit }
     }
 }

@@ -47,29 +47,24 @@ pub(crate) async fn run(mut client: TcpStream, shared: &Shared) {
     let Led { server, ticket } = led;
     // The server's part is over; the client may need a moment for its last message.
     drop((server, ticket));
-    let error = match &end {
+    let error = match end {
         End::Client => return,
         End::Cut(reason) => {
             count(&shared.counters.cut);
-            farewell::cut_error(reason)
+            Some(farewell::cut_error(&reason))
         }
-        End::Server => farewell::server_gone(),
+        End::Server if !streams.ended_well() => {
+            count(&shared.counters.server_gone);
+            Some(farewell::server_gone())
+        }
+        End::Server | End::Both => None,
     };
-    match streams {
-        Streams::Plain { to_client, to_server } => {
-            let ended_well =
-                to_client.last_type() == Some(b'E') || to_server.last_type() == Some(b'X');
-            if matches!(end, End::Server) && ended_well {
-                Box::pin(farewell::say(&mut client, &kept)).await;
-                return;
-            }
-            if matches!(end, End::Server) {
-                count(&shared.counters.server_gone);
-            }
+    match (streams, error) {
+        (Streams::Plain { to_client, .. }, Some(error)) => {
             Box::pin(farewell::say_after(&mut client, &kept, to_client, &error)).await;
         }
-        // Nothing can be said inside an encrypted stream.
-        Streams::Opaque => Box::pin(farewell::say(&mut client, &kept)).await,
+        // There is nothing to say, or nothing can be said: inside an encrypted stream.
+        (_, _) => Box::pin(farewell::say(&mut client, &kept)).await,
     }
 }
 
