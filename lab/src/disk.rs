@@ -16,6 +16,8 @@ const BALLAST: &str = "ballast";
 pub struct Disk {
     mount: PathBuf,
     image: PathBuf,
+    /// Leave the image when dropped.
+    pub keep: bool,
 }
 
 impl Disk {
@@ -28,7 +30,7 @@ impl Disk {
         shell::run(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image))?;
         shell::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(mount))
             .context("could not mount a loop device")?;
-        Ok(Self { mount: mount.to_owned(), image })
+        Ok(Self { mount: mount.to_owned(), image, keep: false })
     }
 
     /// Where it is mounted.
@@ -66,7 +68,9 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         unmount(&self.mount);
-        let _ = fs::remove_file(&self.image);
+        if !self.keep {
+            let _ = fs::remove_file(&self.image);
+        }
     }
 }
 

@@ -78,7 +78,7 @@ const fn facts(
     Facts { fault, name, what, stall_ms, no_errors: matches!(fault, Fault::Switchover), lasts_ms }
 }
 
-/// All of them, gentle ones first.
+/// All of them, in the order they are run.
 const FACTS: [Facts; 18] = [
     facts(Fault::Switchover, "switchover", Some(300), 2_000, "planned switchover"),
     facts(Fault::DatabaseKilled, "db-killed", Some(1_000), 3_000, "primary's database killed"),
@@ -87,7 +87,6 @@ const FACTS: [Facts; 18] = [
     facts(Fault::OneWayIn, "one-way-in", Some(3_000), 4_000, "primary hears nobody"),
     facts(Fault::OneWayOut, "one-way-out", Some(3_000), 4_000, "nobody hears the primary"),
     facts(Fault::Hung, "hung", Some(4_000), 5_000, "primary's database stopped (SIGSTOP)"),
-    facts(Fault::DiskFull, "disk-full", Some(1_000), 4_000, "primary's disk full"),
     facts(Fault::NetworkALost, "network-a-lost", Some(500), 4_000, "network a fails"),
     facts(Fault::NetworkBLost, "network-b-lost", Some(500), 4_000, "network b fails"),
     facts(Fault::StandbyLost, "standby-lost", Some(1_500), 4_000, "a standby's host loses power"),
@@ -98,6 +97,8 @@ const FACTS: [Facts; 18] = [
     facts(Fault::GuardKilled, "guard-killed", Some(3_000), 4_000, "guard killed"),
     facts(Fault::PacketLoss, "packet-loss", None, 6_000, "30 % of the primary's packets lost"),
     facts(Fault::PowerCycle, "power-cycle", None, 3_000, "all hosts lose power and come back"),
+    // Last: it needs a cluster with disks of its own.
+    facts(Fault::DiskFull, "disk-full", Some(1_000), 4_000, "primary's disk full"),
 ];
 
 impl Fault {

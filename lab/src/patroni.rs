@@ -275,7 +275,9 @@ impl Rig for Patroni {
     async fn start_agent(&mut self, host: &str) -> Result<()> {
         let program = self.options.environment.join("patroni");
         let mut command = self.base.topology.command(host, Some(USER), program);
-        command.arg(self.config(host)).env("HOME", &self.base.root);
+        // Its password file goes there.
+        let home = self.base.root.join(format!("{host}-socket"));
+        command.arg(self.config(host)).env("HOME", home);
         let pid = self.base.spawn(host, &format!("{host}.log"), &mut command)?;
         self.agents.insert(host.to_owned(), pid);
         Ok(())

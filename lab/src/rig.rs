@@ -129,6 +129,19 @@ impl Drop for Base {
     }
 }
 
+/// PostgreSQL's programs: `SEMPRE_PG_BIN`, or else the newest installation of Debian's packages.
+pub fn postgres_bin() -> Result<PathBuf> {
+    if let Some(given) = std::env::var_os("SEMPRE_PG_BIN") {
+        return Ok(given.into());
+    }
+    let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let newest = installed
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())))
+        .max()
+        .map(|(_, path)| path.join("bin"));
+    newest.context("no PostgreSQL found; install package `postgresql`, or set SEMPRE_PG_BIN")
+}
+
 /// Makes `user` the owner of `path`.
 pub fn own(path: &Path, user: &str) -> Result<()> {
     crate::shell::run(Command::new("chown").arg(format!("{user}:")).arg(path)).map(drop)

@@ -71,6 +71,11 @@ impl Run {
         }
     }
 
+    /// A run of `sempre` that never began, because no cluster formed.
+    pub fn broken(fault: Fault, number: usize, error: &anyhow::Error) -> Self {
+        Self { failures: vec![format!("{error:#}")], ..Self::new("sempre", fault, number) }
+    }
+
     /// Nothing is wrong with it.
     pub fn passed(&self) -> bool {
         self.failures.is_empty()

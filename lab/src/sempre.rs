@@ -59,6 +59,9 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         // The disks are unmounted when the fields go, after this; nothing may be using them then.
         self.base.topology.kill_all();
+        for disk in self.disks.values_mut() {
+            disk.keep = self.base.keep;
+        }
         self.disks.clear();
     }
 }

@@ -1,1 +1,50 @@
-fn main() {}
+//! What the project does with itself.
+//!
+//! `cargo xtask test` runs every test there is; `lab` causes real faults in real clusters; `bench` does
+//! so side by side with Patroni; `sim` runs simulated clusters.
+
+mod bench;
+mod lab;
+mod project;
+mod sim;
+mod suites;
+mod tally;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "What the project does with itself")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Every test there is; ends with `N passed, N failed, N skipped`
+    Test(suites::Arguments),
+    /// Real faults in a real cluster, in network namespaces (needs root)
+    Lab(lab::Arguments),
+    /// The same faults side by side with Patroni, etcd and HAProxy (needs root)
+    Bench(bench::Arguments),
+    /// Simulated clusters, a seed each
+    Sim(sim::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
+        Task::Test(arguments) => suites::main(&arguments),
+        Task::Lab(arguments) => lab::main(&arguments),
+        Task::Bench(arguments) => bench::main(&arguments),
+        Task::Sim(arguments) => sim::main(&arguments),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -4,11 +4,11 @@ use anyhow::{Context, Result};
 use sempre_lab::{
     client::Target,
     probe,
-    rig::{Base, DATABASE_PORT, wait_until},
+    rig::{Base, DATABASE_PORT, postgres_bin, wait_until},
     shell,
     topology::Net,
 };
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 const USER: &str = "postgres";
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -19,16 +19,6 @@ pub fn is_root() -> bool {
         eprintln!("not root: network namespaces cannot be made, nothing is tested");
     }
     root
-}
-
-/// The newest installation below `/usr/lib/postgresql`, or `SEMPRE_PG_BIN`.
-fn bin() -> PathBuf {
-    if let Some(given) = std::env::var_os("SEMPRE_PG_BIN") {
-        return given.into();
-    }
-    let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let newest = installed.map(|e| e.path()).max().unwrap_or_default();
-    newest.join("bin")
 }
 
 pub struct Plain {
@@ -64,7 +54,8 @@ impl Plain {
     }
 
     fn command(&self, host: &str, program: &str) -> Command {
-        self.base.topology.command(host, Some(USER), bin().join(program))
+        let bin = postgres_bin().unwrap();
+        self.base.topology.command(host, Some(USER), bin.join(program))
     }
 
     fn on(&self, host: &str, program: &str, arguments: &[&str]) -> Result<()> {

@@ -1,0 +1,35 @@
+//! `cargo xtask sim`: runs the simulation, which is a workspace of its own.
+
+use crate::project;
+use anyhow::{Context, Result};
+use std::process::Command;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// How many seeds
+    #[arg(long, default_value_t = 2000)]
+    seeds: u64,
+    /// Begin with this one; with `--seeds 1` it alone is run
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Passed on to the simulation
+    #[arg(last = true)]
+    more: Vec<String>,
+}
+
+/// How the simulation is run.
+pub fn command(seeds: u64, seed: Option<u64>, more: &[String]) -> Command {
+    let mut command = project::cargo();
+    command.args(["run", "--quiet", "--release", "--manifest-path"]).arg(project::sim_manifest());
+    command.args(["--", "--seeds", &seeds.to_string()]);
+    if let Some(seed) = seed {
+        command.args(["--seed", &seed.to_string()]);
+    }
+    command.args(more);
+    command
+}
+
+pub fn main(arguments: &Arguments) -> Result<bool> {
+    let mut command = command(arguments.seeds, arguments.seed, &arguments.more);
+    Ok(command.status().context("could not start cargo")?.success())
+}
