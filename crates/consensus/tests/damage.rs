@@ -205,7 +205,7 @@ async fn the_cluster_is_formed_anew_from_one_survivor() {
     let summary = inspect(&cluster.dir(11)).unwrap();
     assert_eq!(reform(&cluster.dir(11), 11).unwrap(), summary.record_with_log);
     let alone = cluster.start(11).await;
-    assert_eq!(get(&*alone.propose(set("k", 4)).await.unwrap(), "k"), Some(4));
+    assert_eq!(get(&alone.propose(set("k", 4)).await.unwrap(), "k"), Some(4));
     cluster.stop(alone).await;
 }
 

@@ -45,16 +45,14 @@ async fn live(dir: &Path, start: u64) {
                 let key = format!("lane{lane}");
                 if let Err(error) = member.propose(set(&key, value)).await {
                     // Only a full disk ends it: see the test of that.
-                    let standing = member.standing();
-                    let fault = standing.borrow().fault.clone();
+                    let fault = common::standing(&member, "stops", |s| s.fault.is_some()).await;
+                    let fault = fault.fault;
                     println!("\nend {error:?}; fault {fault:?}");
                     return;
                 }
                 say(&key, value);
-                if lane == 0 && value % 3 == 0 {
-                    if member.promise(Generation(value)).await.is_ok() {
-                        say("promise", value);
-                    }
+                if lane == 0 && value % 3 == 0 && member.promise(Generation(value)).await.is_ok() {
+                    say("promise", value);
                 }
             }
         });

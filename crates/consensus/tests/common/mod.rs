@@ -222,12 +222,11 @@ pub async fn leader(members: &[Arc<RaftConsensus>]) -> Arc<RaftConsensus> {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
         let named: BTreeSet<_> = members.iter().map(|m| m.standing().borrow().leader).collect();
-        if let (1, Some(Some(node))) = (named.len(), named.first()) {
-            if let Some(member) = members.iter().find(|m| m.node() == *node) {
-                if member.read_barrier().await.is_ok() {
-                    return member.clone();
-                }
-            }
+        if let (1, Some(Some(node))) = (named.len(), named.first())
+            && let Some(member) = members.iter().find(|m| m.node() == *node)
+            && member.read_barrier().await.is_ok()
+        {
+            return member.clone();
         }
         sleep(Duration::from_millis(10)).await;
     }
