@@ -1,6 +1,7 @@
 //! Error codes: one table. Each code has a page below `docs/errors/`, and keeps its number for
 //! ever; a code that is no longer used stays in the table.
 
+use sempre_model::{Rejected, policy::PolicyError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -244,6 +245,27 @@ impl ActionError {
     }
 }
 
+impl From<PolicyError> for ActionError {
+    fn from(error: PolicyError) -> Self {
+        let code = match error {
+            PolicyError::UnknownKey { .. } => UNKNOWN_POLICY_KEY,
+            PolicyError::BadValue { .. } => BAD_POLICY_VALUE,
+            PolicyError::Contradiction(_) => POLICY_CONTRADICTION,
+        };
+        code.error("the policy was not changed", error.to_string())
+    }
+}
+
+impl From<Rejected> for ActionError {
+    fn from(error: Rejected) -> Self {
+        match error {
+            Rejected::Stale(why) => OUT_OF_DATE.error("nothing was changed", why),
+            Rejected::Refused(why) => REFUSED.error("nothing was changed", why),
+            Rejected::Policy(error) => error.into(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +284,14 @@ mod tests {
             entry.next,
             entry.name.to_lowercase(),
             entry.http
+        )
+    }
+
+    fn index() -> String {
+        let line = |entry: &Entry| format!("- [{0}]({0}.md): {1}\n", entry.code, entry.title);
+        let lines: String = TABLE.iter().map(line).collect();
+        format!(
+            "# Error codes\n\nEvery error says what happened, why, and what to do next.\n\n{lines}"
         )
     }
 
@@ -291,12 +321,14 @@ mod tests {
             for entry in TABLE {
                 fs::write(pages().join(format!("{}.md", entry.code)), page(entry)).unwrap();
             }
+            fs::write(pages().join("README.md"), index()).unwrap();
         }
         for entry in TABLE {
             let path = pages().join(format!("{}.md", entry.code));
             let text = fs::read_to_string(&path).unwrap_or_default();
             assert_eq!(text, page(entry), "{} is not as the table says", path.display());
         }
+        assert_eq!(fs::read_to_string(pages().join("README.md")).unwrap_or_default(), index());
         let known: BTreeSet<_> = TABLE.iter().map(|entry| format!("{}.md", entry.code)).collect();
         for file in fs::read_dir(pages()).unwrap() {
             let name = file.unwrap().file_name().into_string().unwrap();

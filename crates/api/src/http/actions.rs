@@ -10,7 +10,7 @@ use crate::{
 use answer::Response;
 use axum::{body::Body, extract::State};
 use http::HeaderMap;
-use sempre_model::{MemberId, Phase};
+use sempre_model::{Generation, MemberId, Phase};
 use serde_json::{Map, Value};
 use std::time::Duration;
 
@@ -98,7 +98,8 @@ async fn change_primary(shared: &Shared, headers: &HeaderMap, body: Body, failov
         return Ok((202, "the switchover is scheduled".into()));
     }
     v1::wait_for_version(shared, done.version).await;
-    watch_change(shared, &snapshot, wanted.as_ref(), word).await
+    let agreed = done.version.max(snapshot.record.version + 1);
+    watch_change(shared, snapshot.generation(), agreed, wanted.as_ref(), word).await
 }
 
 /// What a request for a change of primary comes to, in the order in which Patroni checks it.
@@ -173,10 +174,12 @@ fn read_schedule(text: &str, now_unix_ms: u64) -> Result<u64, (u16, String)> {
     }
 }
 
-/// Watches a change of primary until it ends one way or the other.
+/// Watches a change of primary, agreed on in record version `agreed`, until it ends one way or
+/// the other.
 async fn watch_change(
     shared: &Shared,
-    before: &Snapshot,
+    before: Generation,
+    agreed: u64,
     wanted: Option<&MemberId>,
     word: &str,
 ) -> Ended {
@@ -184,7 +187,7 @@ async fn watch_change(
     loop {
         let record = shared.backend.snapshot().record;
         let settled = record.phase == Phase::Serving && record.switchover.is_none();
-        if settled && record.generation > before.record.generation {
+        if settled && record.generation > before {
             let primary = record.primary.as_ref().map_or("nobody", |primary| primary.as_str());
             return match wanted {
                 Some(wanted) if wanted.as_str() != primary => {
@@ -193,7 +196,7 @@ async fn watch_change(
                 _ => Ok((200, format!("{word} to \"{primary}\" is done"))),
             };
         }
-        if settled && record.version > before.record.version {
+        if settled && record.version >= agreed {
             let why = record.events.last().map_or("", |event| event.text.as_str());
             return refuse(503, format!("{word} failed: {why}"));
         }

@@ -14,7 +14,6 @@ use axum::{
     extract::{OriginalUri, State},
 };
 use http::HeaderMap;
-use sempre_model::policy::PolicyError;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -135,21 +134,11 @@ pub(crate) async fn do_all(shared: &Shared, actions: Vec<Action>) -> Result<(), 
     Ok(())
 }
 
-/// The error of a policy change.
-pub fn policy_error(error: &PolicyError) -> ActionError {
-    let code = match error {
-        PolicyError::UnknownKey { .. } => codes::UNKNOWN_POLICY_KEY,
-        PolicyError::BadValue { .. } => codes::BAD_POLICY_VALUE,
-        PolicyError::Contradiction(_) => codes::POLICY_CONTRADICTION,
-    };
-    code.error("the policy was not changed", error.to_string())
-}
-
 fn precheck(snapshot: &Snapshot, action: &Action) -> Result<(), ActionError> {
     match action {
         Action::SetPolicy(changes) => apply_policy_changes(&snapshot.record.policy, changes)
             .map(|_| ())
-            .map_err(|error| policy_error(&error)),
+            .map_err(ActionError::from),
         Action::Restart { member }
         | Action::Reinit { member }
         | Action::Remove { member, .. }

@@ -232,10 +232,10 @@ fn more(member: &MemberStatus, width: u16) -> String {
     if let Some(from) = &tags.replicate_from {
         words.push(format!("from {from}"));
     }
-    if let Some(address) = member.address.as_ref().filter(|_| width >= WIDE) {
-        if let Some((_, port)) = address.rsplit_once(':') {
-            words.insert(0, format!("port {port}"));
-        }
+    if let Some(address) = member.address.as_ref().filter(|_| width >= WIDE)
+        && let Some((_, port)) = address.rsplit_once(':')
+    {
+        words.insert(0, format!("port {port}"));
     }
     words.join(", ")
 }

@@ -225,6 +225,8 @@ pub struct FakeAgent {
     pub snapshot: Mutex<Snapshot>,
     pub asked: Mutex<Vec<Action>>,
     pub answer: Mutex<Option<ActionError>>,
+    /// Agrees to the next change of primary, and then nothing comes of it.
+    pub give_up_next: Mutex<bool>,
 }
 
 impl FakeAgent {
@@ -233,6 +235,7 @@ impl FakeAgent {
             snapshot: Mutex::new(snapshot),
             asked: Mutex::new(Vec::new()),
             answer: Mutex::new(None),
+            give_up_next: Mutex::new(false),
         })
     }
 
@@ -264,6 +267,9 @@ impl Backend for FakeAgent {
         let mut refused = None;
         change_record(&mut snapshot, |record| {
             record.version += 1;
+            if std::mem::take(&mut *self.give_up_next.lock().unwrap()) {
+                return;
+            }
             match &action {
                 Action::Switchover { to, at_unix_ms: Some(at) } => {
                     record.switchover = Some(Switchover { to: to.clone(), at_unix_ms: Some(*at) });
