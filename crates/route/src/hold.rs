@@ -54,6 +54,8 @@ pub(crate) struct Hold<'a> {
     table: watch::Receiver<Arc<Table>>,
     retry: Duration,
     held: Option<Gauge<'a>>,
+    /// It had to wait before.
+    waited: bool,
     why: String,
 }
 
@@ -65,6 +67,7 @@ impl<'a> Hold<'a> {
             table: shared.table.clone(),
             retry: RETRY_MIN,
             held: None,
+            waited: false,
             why: String::new(),
         }
     }
@@ -100,25 +103,34 @@ impl<'a> Hold<'a> {
 
     /// Connects first and verifies then: see [`crate::Verifier`].
     async fn attempt(&mut self, candidate: &Candidate) -> Result<Led, String> {
-        let shared = self.shared;
+        let (shared, waited) = (self.shared, self.waited);
         let member = &candidate.target.member;
         let ticket = shared
             .sessions
             .enter(candidate)
             .ok_or_else(|| format!("generation {} is over", candidate.generation))?;
         let led = async {
+            let verified = async || {
+                if candidate.role == Role::Standby
+                    || shared.gate.verify(member, candidate.generation).await
+                {
+                    return Ok(());
+                }
+                count(&shared.counters.unverified);
+                Err(format!(
+                    "{member} does not confirm that it is the primary of generation {} and admits clients",
+                    candidate.generation
+                ))
+            };
+            if waited {
+                // Thousands of held clients must not make the server fork for each of their
+                // attempts while it admits nobody. This answer lets nobody in: see below.
+                verified().await?;
+            }
             let server = connect::to_target(&candidate.target).await.inspect_err(|_| {
                 count(&shared.counters.unreachable);
             })?;
-            if candidate.role == Role::Primary
-                && !shared.gate.verify(member, candidate.generation).await
-            {
-                count(&shared.counters.unverified);
-                return Err(format!(
-                    "{member} does not confirm that it is the primary of generation {} and admits clients",
-                    candidate.generation
-                ));
-            }
+            verified().await?;
             match ticket.cut.reason() {
                 None => Ok(Led { server, ticket }),
                 Some(_) => Err(format!("generation {} is over", candidate.generation)),
@@ -163,6 +175,7 @@ impl<'a> Hold<'a> {
                 limits.hold_timeout_ms
             )));
         }
+        self.waited = true;
         let retry = Instant::now() + self.retry;
         self.retry = (self.retry * 2).min(RETRY_MAX);
         let news = async {
