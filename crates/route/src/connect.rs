@@ -19,19 +19,19 @@ pub(crate) async fn to_host(host: &str, port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Connects to the first of `hosts` that lets us, preferring the earlier ones.
-pub(crate) async fn to_any(hosts: &[String], port: u16) -> Result<TcpStream, String> {
+/// Connects to the first of `hosts` that lets us, preferring the earlier ones; says which.
+pub(crate) async fn to_any(hosts: &[String], port: u16) -> Result<(TcpStream, &str), String> {
     let attempt = async {
         let mut hosts = hosts.iter().take(HOSTS_MAX);
         let mut running = FuturesUnordered::new();
         let mut failures = Vec::new();
         loop {
             if let Some(host) = hosts.next() {
-                running.push(async move { (host, to_host(host, port).await) });
+                running.push(async move { (host.as_str(), to_host(host, port).await) });
             }
             let Ok(finished) = time::timeout(STAGGER, running.next()).await else { continue };
             match finished {
-                Some((_, Ok(stream))) => return Ok(stream),
+                Some((host, Ok(stream))) => return Ok((stream, host)),
                 Some((host, Err(error))) => failures.push(format!("{host}: {error}")),
                 None if hosts.len() == 0 => return Err(failures.join("; ")),
                 None => {}
@@ -49,7 +49,7 @@ pub(crate) async fn to_any(hosts: &[String], port: u16) -> Result<TcpStream, Str
 }
 
 /// Connects to a member's database.
-pub(crate) async fn to_target(target: &Target) -> Result<TcpStream, String> {
+pub(crate) async fn to_target(target: &Target) -> Result<(TcpStream, &str), String> {
     to_any(&target.hosts, target.port)
         .await
         .map_err(|why| format!("cannot connect to {} (port {}): {why}", target.member, target.port))
@@ -66,7 +66,7 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         // Nobody listens on the first two; the second may not even exist.
         let hosts = ["127.0.0.9", "no.such.host.invalid", "127.0.0.1"].map(String::from);
-        to_any(&hosts, port).await.unwrap();
+        assert_eq!(to_any(&hosts, port).await.unwrap().1, "127.0.0.1");
         let error = to_any(&hosts[..1], port).await.unwrap_err();
         assert!(error.contains("127.0.0.9"), "{error}");
         assert!(to_any(&[], port).await.is_err());

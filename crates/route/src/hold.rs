@@ -127,13 +127,14 @@ impl<'a> Hold<'a> {
                 // attempts while it admits nobody. This answer lets nobody in: see below.
                 verified().await?;
             }
-            let server = connect::to_target(&candidate.target).await.inspect_err(|_| {
+            let (server, host) = connect::to_target(&candidate.target).await.inspect_err(|_| {
                 count(&shared.counters.unreachable);
             })?;
+            ticket.over(host);
             verified().await?;
             match ticket.cut.reason() {
                 None => Ok(Led { server, ticket }),
-                Some(_) => Err(format!("generation {} is over", candidate.generation)),
+                Some(_) => Err(format!("{member} was replaced or its path lost meanwhile")),
             }
         };
         let overtaken = async {

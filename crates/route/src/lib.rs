@@ -25,8 +25,8 @@
 //!
 //! # Limits and known gaps
 //!
-//! - An established session does not move to another path when its path fails. There is no
-//!   `TCP_USER_TIMEOUT`: it also ends connections whose peer is alive but does not read for a while
+//! - An established session does not move to another path when its path fails: it is cut when the
+//!   table says so ([`Table::dead_hosts`]). There is no `TCP_USER_TIMEOUT`: it also ends connections whose peer is alive but does not read for a while
 //!   (a pager; a COPY that waits for a lock). Keep-alive finds dead idle peers in about 20 s, and
 //!   a lost primary is cut by the table.
 //! - Whoever is held is let in together with all others: the server's `max_connections` applies.

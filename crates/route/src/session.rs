@@ -237,7 +237,7 @@ async fn cancel(first: &First, shared: &Shared) {
         targets.extend(table.standbys.iter().map(|standby| &standby.target));
     }
     let requests = targets.into_iter().map(|target| async move {
-        let mut server = connect::to_target(target).await.ok()?;
+        let (mut server, _) = connect::to_target(target).await.ok()?;
         server.write_all(&first.bytes).await.ok()?;
         // The server closes when it has acted; the client waits for that.
         let _ = server.read(&mut [0; 1]).await;

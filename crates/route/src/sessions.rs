@@ -29,7 +29,18 @@ struct Entry {
     member: MemberId,
     role: Role,
     generation: Generation,
+    /// The address it is connected by, once it is.
+    host: Option<String>,
     cut: Arc<Cut>,
+}
+
+impl Entry {
+    fn cut_by(&self, table: &Table) -> Option<CutReason> {
+        table.cuts(&self.member, self.role, self.generation).or_else(|| {
+            let host = self.host.as_ref()?;
+            table.dead_hosts.contains(host).then_some(CutReason::PathLost)
+        })
+    }
 }
 
 /// Tells one session that it ends, and why.
@@ -108,7 +119,8 @@ impl Sessions {
         inner.next += 1;
         let cut = Arc::new(Cut::default());
         *inner.per_member.entry(member.clone()).or_default() += 1;
-        let entry = Entry { member: member.clone(), role, generation, cut: cut.clone() };
+        let entry =
+            Entry { member: member.clone(), role, generation, host: None, cut: cut.clone() };
         inner.entries.insert(id, entry);
         drop(inner);
         Some(Ticket { sessions: self.clone(), id, cut })
@@ -122,7 +134,7 @@ impl Sessions {
             return;
         }
         for entry in inner.entries.values() {
-            if let Some(reason) = table.cuts(&entry.member, entry.role, entry.generation) {
+            if let Some(reason) = entry.cut_by(&table) {
                 entry.cut.now(reason);
             }
         }
@@ -135,6 +147,19 @@ impl Sessions {
         inner.closed = true;
         for entry in inner.entries.values() {
             entry.cut.now(CutReason::Shutdown);
+        }
+    }
+}
+
+impl Ticket {
+    /// It is connected by this address.
+    pub fn over(&self, host: &str) {
+        let mut inner = self.sessions.inner();
+        let table = inner.table.clone();
+        let Some(entry) = inner.entries.get_mut(&self.id) else { return };
+        entry.host = Some(host.to_owned());
+        if let Some(reason) = entry.cut_by(&table) {
+            entry.cut.now(reason);
         }
     }
 }
@@ -199,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_primary_and_a_lost_standby_are_cut() {
+    fn a_stopped_primary_a_lost_standby_and_a_dead_path_are_cut() {
         let sessions = Arc::new(Sessions::new(Arc::new(table(4))));
         let writer = sessions.enter(&candidate("a", Role::Primary, 4)).unwrap();
         let reader = sessions.enter(&candidate("b", Role::Standby, 4)).unwrap();
@@ -207,7 +232,12 @@ mod tests {
         sessions.obey(Arc::new(Table { primary_stopped: true, lost, ..table(4) }));
         assert_eq!(writer.cut.reason(), Some(CutReason::Stopped));
         assert_eq!(reader.cut.reason(), Some(CutReason::Lost));
-        drop((writer, reader));
+        let other = sessions.enter(&candidate("c", Role::Standby, 4)).unwrap();
+        other.over("10.0.0.1");
+        let dead_hosts = vec!["10.0.0.1".to_owned()];
+        sessions.obey(Arc::new(Table { dead_hosts, ..table(4) }));
+        assert_eq!(other.cut.reason(), Some(CutReason::PathLost));
+        drop((writer, reader, other));
         assert!(sessions.inner().entries.is_empty() && sessions.inner().per_member.is_empty());
         sessions.close();
         assert!(sessions.enter(&candidate("a", Role::Primary, 9)).is_none());

@@ -62,7 +62,7 @@ impl Default for Limits {
 /// *No news is no table:* a source that lost contact publishes nothing new. Sessions that are
 /// open then stay open, and new ones are let in only where the verifier says yes. Sessions are cut
 /// only by what a table says explicitly: [`Table::cut_below`], [`Table::primary_stopped`],
-/// [`Table::lost`], or a standby having become the primary.
+/// [`Table::lost`], [`Table::dead_hosts`], or a standby having become the primary.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     /// Counts the tables of its source.
@@ -88,6 +88,11 @@ pub struct Table {
     /// because it lags, keeps its sessions and gets no new ones.)
     #[serde(default)]
     pub lost: Vec<MemberId>,
+    /// Addresses that cannot be reached *from here* at the moment while their member lives:
+    /// sessions that are connected by them are cut, so that clients come back by another path
+    /// instead of waiting for TCP. It says nothing to anybody elsewhere, so it is never sent.
+    #[serde(skip)]
+    pub dead_hosts: Vec<String>,
     /// Why `primary` is none, in words for the client's error.
     #[serde(default)]
     pub why_no_primary: String,
@@ -119,6 +124,8 @@ pub enum CutReason {
     Lost,
     /// The standby became the primary.
     Promoted,
+    /// The address it was connected by is not reachable any more.
+    PathLost,
     /// Routing itself stops.
     Shutdown,
 }
