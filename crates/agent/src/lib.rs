@@ -1,1 +1,32 @@
-//! TODO
+//! The async shell of a member: one loop owns the state, gathers events, decides, and has steps
+//! executed.
+//!
+//! ```text
+//!   peers ──hello──▶ ┌───────────────┐ ──propose──▶ consensus (the record)
+//!   guard ──status─▶ │ one loop      │ ──step─────▶ executor (guard, PostgreSQL)
+//!   database watcher▶│ observe-decide│ ──table────▶ routing
+//!   the record ─────▶└───────────────┘ ──shown────▶ REST, CLI
+//! ```
+//!
+//! * [`config`]: the member's TOML file; [`member_dir`]: its folder;
+//! * [`setup`]: `init` and `join`;
+//! * [`run`]: the daemon.
+
+pub mod clock;
+pub mod config;
+mod database;
+mod disk;
+mod executor;
+mod hello;
+mod looper;
+pub mod member_dir;
+mod membership;
+mod peers;
+pub mod recover;
+mod routing;
+pub mod run;
+mod service;
+pub mod setup;
+mod state;
+
+pub use config::Config;

@@ -536,6 +536,10 @@ impl Record {
             }
             token.used_by = Some(member.name.clone());
         }
+        let taken = self.members.values().find(|m| m.node == member.node && m.name != member.name);
+        if taken.is_some() || (known.is_none() && member.node <= self.last_node) {
+            return Err(stale(format!("Raft node {} is taken already", member.node)));
+        }
         if known.is_some_and(|k| k.kind != member.kind) {
             return Err(refused(format!(
                 "{} cannot change between data member and witness",

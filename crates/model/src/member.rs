@@ -85,6 +85,11 @@ pub struct Member {
 }
 
 impl Member {
+    /// Does it only vote?
+    pub fn database_less(&self) -> bool {
+        self.kind == MemberKind::Witness
+    }
+
     /// May it ever be promoted?
     pub fn can_lead(&self) -> bool {
         self.kind == MemberKind::Data && !self.tags.never_primary

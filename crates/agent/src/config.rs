@@ -1,0 +1,228 @@
+//! The member's config file: one TOML file, under 15 lines for the common case. Everything that
+//! concerns the whole cluster is policy, in the record, not here.
+
+use sempre_model::{
+    Member, MemberId, MemberKind, NodeId, Path as NetPath, Tags, member::Ports, policy::nearest,
+};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Paths a member may have: more networks than this is a mistake in the file.
+const ADDRESSES_MAX: usize = 8;
+
+/// The file as written.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The member's name.
+    pub name: MemberId,
+    /// All state of the member lives below.
+    pub dir: PathBuf,
+    /// Its addresses, one a network, in the same order at every member.
+    pub addresses: Vec<String>,
+    /// The system user the member runs as when started as root.
+    #[serde(default = "default_user")]
+    pub user: String,
+    /// `data` or `witness`.
+    #[serde(default)]
+    pub kind: MemberKind,
+    /// Its failure domain.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// Its ports.
+    #[serde(default)]
+    pub ports: Ports,
+    /// Wishes about it.
+    #[serde(default)]
+    pub tags: Tags,
+    /// About PostgreSQL.
+    #[serde(default)]
+    pub postgres: Postgres,
+    /// About routing.
+    #[serde(default)]
+    pub route: Route,
+}
+
+/// The `[postgres]` table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Postgres {
+    /// Where its programs are; found by itself when absent.
+    pub bin_dir: Option<PathBuf>,
+    /// The data directory; `<dir>/data` when absent.
+    pub data_dir: Option<PathBuf>,
+    /// The `postgresql.conf` the server had before it was adopted, if it is not in the data
+    /// directory (Debian keeps it in /etc).
+    pub config_file: Option<PathBuf>,
+    /// Its `pg_hba.conf`, likewise.
+    pub hba_file: Option<PathBuf>,
+}
+
+/// The `[route]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Route {
+    /// Listen for routed clients on this member.
+    pub enabled: bool,
+}
+
+impl Default for Route {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
+}
+
+fn default_user() -> String {
+    "postgres".into()
+}
+
+/// Why a config file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not there, or not readable.
+    #[error("cannot read the config file {path}: {source}; name another with --config")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, or a key or value that does not fit.
+    #[error("config file {path}: {what}")]
+    Invalid {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+}
+
+/// Every key that may stand in the file, for naming the nearest one to a mistyped one.
+const KEYS: [&str; 28] = [
+    "name",
+    "dir",
+    "addresses",
+    "user",
+    "kind",
+    "zone",
+    "ports",
+    "tags",
+    "postgres",
+    "route",
+    "database",
+    "read_write",
+    "read_only",
+    "rest",
+    "peer",
+    "never_primary",
+    "priority",
+    "no_sync",
+    "no_route",
+    "replicate_from",
+    "clone_from",
+    "bin_dir",
+    "data_dir",
+    "config_file",
+    "hba_file",
+    "enabled",
+    "data",
+    "witness",
+];
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|what| ConfigError::Invalid { path: path.to_owned(), what })
+    }
+
+    /// Checks the text of a file; the error says what is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config: Config = toml::from_str(text).map_err(|e| explain(&e))?;
+        if config.addresses.is_empty() || config.addresses.len() > ADDRESSES_MAX {
+            return Err(format!(
+                "`addresses` must name 1 to {ADDRESSES_MAX} addresses of this member, one a network"
+            ));
+        }
+        if let Some(bad) =
+            config.addresses.iter().find(|a| a.is_empty() || a.contains([' ', ',', '\'']))
+        {
+            return Err(format!(
+                "`{bad}` is not an address; give an IP address or a host name, without a port"
+            ));
+        }
+        if !config.dir.is_absolute() {
+            return Err(format!("`dir` ({}) must be an absolute path", config.dir.display()));
+        }
+        let ports = config.ports;
+        let mut all = [ports.database, ports.read_write, ports.read_only, ports.rest, ports.peer];
+        all.sort_unstable();
+        if all.windows(2).any(|w| w[0] == w[1]) || all[0] == 0 {
+            return Err("`[ports]`: the five ports must be different and not 0".into());
+        }
+        if config.tags.replicate_from.as_ref() == Some(&config.name) {
+            return Err("`replicate_from` names this member itself".into());
+        }
+        Ok(config)
+    }
+
+    /// The member as it goes into the record.
+    pub fn member(&self, node: NodeId) -> Member {
+        Member {
+            name: self.name.clone(),
+            node,
+            kind: self.kind,
+            paths: self.addresses.iter().map(|a| NetPath { host: a.clone() }).collect(),
+            ports: self.ports,
+            zone: self.zone.clone(),
+            tags: self.tags.clone(),
+        }
+    }
+}
+
+/// toml's message, and the nearest known key to an unknown one.
+fn explain(error: &toml::de::Error) -> String {
+    let message = error.message();
+    let hint = message
+        .strip_prefix("unknown field `")
+        .and_then(|rest| rest.split('`').next())
+        .and_then(|key| nearest(key, KEYS))
+        .map(|key| format!("; did you mean `{key}`?"))
+        .unwrap_or_default();
+    format!("{}{hint}", error.to_string().trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMON: &str = r#"
+name = "db1"
+dir = "/var/lib/sempre"
+addresses = ["10.0.0.1", "10.1.0.1"]
+"#;
+
+    #[test]
+    fn the_common_case_is_short() {
+        let config = Config::parse(COMMON).unwrap();
+        assert_eq!(config.user, "postgres");
+        assert_eq!(config.ports.rest, 8008);
+        assert_eq!(config.member(3).paths.len(), 2);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, word) in [
+            (format!("{COMMON}\nadresses = []"), "did you mean `addresses`?"),
+            (format!("{COMMON}\n[ports]\nrest = 5432"), "must be different"),
+            (format!("{COMMON}\n[tags]\nreplicate_from = \"db1\""), "this member itself"),
+            (COMMON.replace("/var", "var"), "absolute"),
+            (COMMON.replace("db1", "DB 1"), "is not a member name"),
+            (COMMON.replace("10.0.0.1", "10.0.0.1 x"), "not an address"),
+        ] {
+            let error = Config::parse(&text).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

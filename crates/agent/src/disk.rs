@@ -1,0 +1,91 @@
+//! The disk probe: a small write with fsync beside the data, with a deadline.
+
+use crate::{clock, looper::Event};
+use sempre_model::observation::DiskState;
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::sync::{mpsc, watch};
+
+/// Between two probes.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Between two looks while a probe does not come back.
+const POLL: Duration = Duration::from_millis(100);
+/// What is written: enough to need a block of its own, so that a full disk is noticed.
+const PROBE_BYTES: usize = 8 * 1024;
+
+/// Probes the folder for as long as the agent lives. A probe that does not come back within
+/// `hang_ms` is a stalled disk; there is never more than one under way.
+pub async fn watch_disk(
+    folder: PathBuf,
+    mut hang_ms: watch::Receiver<u64>,
+    events: mpsc::Sender<Event>,
+) {
+    loop {
+        let path = folder.clone();
+        let began = clock::now_ms();
+        let mut probe = tokio::task::spawn_blocking(move || probe(&path));
+        let mut stalled = false;
+        let state = loop {
+            tokio::select! {
+                done = &mut probe => break done.unwrap_or_else(|e| DiskState::Failing(e.to_string())),
+                () = tokio::time::sleep(POLL) => {
+                    let limit = *hang_ms.borrow_and_update();
+                    if !stalled && clock::now_ms().saturating_sub(began) >= limit {
+                        stalled = true;
+                        if events.send(Event::Disk(DiskState::Stalled)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        };
+        if events.send(Event::Disk(state)).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+fn probe(folder: &Path) -> DiskState {
+    let path = folder.join("sempre.probe");
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+        file.write_all(&[0x5e; PROBE_BYTES])?;
+        file.sync_data()
+    };
+    match write() {
+        Ok(()) => DiskState::Healthy,
+        // No data directory yet: nothing to probe.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => DiskState::Healthy,
+        Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            DiskState::Full
+        }
+        Err(e) => DiskState::Failing(e.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_tells_states_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(probe(folder.path()), DiskState::Healthy);
+        assert_eq!(probe(&folder.path().join("missing")), DiskState::Healthy);
+        std::fs::create_dir(folder.path().join("sempre.probe.d")).unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, b"x").unwrap();
+        assert!(matches!(probe(&file), DiskState::Failing(_)));
+        // /dev/full says what a full disk says.
+        if Path::new("/dev/full").exists() {
+            let full = tempfile::tempdir().unwrap();
+            std::os::unix::fs::symlink("/dev/full", full.path().join("sempre.probe")).unwrap();
+            assert_eq!(probe(full.path()), DiskState::Full);
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The steps one by one.
+
+use super::{Done, GUARD_WITHIN, Job, JobContext};
+use crate::{looper::Event, member_dir::Applied};
+use anyhow::{Context, Result, bail};
+use sempre_decide::member::{DataDir, Step};
+use sempre_guard::StopMode;
+use sempre_model::{Generation, MemberId, SyncSet, command::Change, record::Fenced};
+use sempre_postgres::{CloneOptions, ServerRole};
+use std::{collections::BTreeSet, time::Duration};
+use tokio::time::{Instant, sleep, timeout};
+
+/// Between two looks at a condition that is about to come true.
+const POLL: Duration = Duration::from_millis(10);
+/// A walreceiver ends within this time of the reload, or the fence is tried again.
+const FENCE_WITHIN: Duration = Duration::from_secs(5);
+/// A promotion ends within this time. It takes milliseconds unless much is left to replay.
+const PROMOTE_WITHIN: Duration = Duration::from_secs(60);
+/// A clean shutdown ends within this time, or the database is ended at once.
+const SHUTDOWN_WITHIN: Duration = Duration::from_secs(8);
+
+impl JobContext {
+    pub(crate) async fn execute(mut self, job: &Job) -> Result<Done> {
+        match job {
+            Job::Step(step) => self.step(step).await,
+            Job::Bootstrap => self.bootstrap().await,
+            Job::ReadFence => self.read_fence().await,
+            Job::SampleRecovered => {
+                let session = self.executor.session().await?;
+                self.applied.recovered = Some(session.flush_lsn().await?);
+                self.executor.dir.set_applied(&self.applied)?;
+                Ok(self.done())
+            }
+            Job::SampleSync => {
+                let session = self.executor.session().await?;
+                self.applied.sync_since = Some(session.flush_lsn().await?);
+                Ok(self.done())
+            }
+            Job::Inspect => {
+                Ok(Done { data: Some(self.executor.inspect().await), ..Done::default() })
+            }
+            Job::CutWalsender { member, address } => {
+                let session = self.executor.session().await?;
+                session.terminate_walsender(member, Some(address)).await?;
+                Ok(Done::default())
+            }
+        }
+    }
+
+    async fn step(&mut self, step: &Step) -> Result<Done> {
+        match step {
+            Step::Fence { below } => {
+                self.executor.guard.fence(*below, GUARD_WITHIN).await?;
+                Ok(Done::default())
+            }
+            Step::StartPrimary { generation, sync } => {
+                self.start_primary(*generation, sync.clone()).await
+            }
+            Step::StartStandby { upstream } => self.start_standby(upstream.clone()).await,
+            Step::Follow { upstream } => self.follow(upstream.clone()).await,
+            Step::Promote { generation, sync } => self.promote(*generation, sync.clone()).await,
+            Step::SetSync { sync } => {
+                let next = Applied { sync: sync.clone(), sync_since: None, ..self.applied.clone() };
+                self.configure(ServerRole::Primary, next).await?;
+                self.reload().await?;
+                Ok(self.done())
+            }
+            Step::Admit(admitted) => {
+                let next = Applied { admitted: *admitted, ..self.applied.clone() };
+                self.configure(ServerRole::Primary, next).await?;
+                self.reload().await?;
+                Ok(self.done())
+            }
+            Step::Reload => self.rewrite().await,
+            Step::Checkpoint => {
+                self.executor.session().await?.checkpoint().await?;
+                Ok(Done { hand_over_ready: true, ..Done::default() })
+            }
+            Step::HandOver => self.hand_over().await,
+            Step::Rejoin { upstream } => self.rejoin(upstream).await,
+            Step::Clone { discard } => self.clone_data(*discard).await,
+            Step::Restart => self.restart().await,
+        }
+    }
+
+    async fn start_primary(&mut self, generation: Generation, sync: SyncSet) -> Result<Done> {
+        let lease = self.lease_for(generation)?;
+        self.instance().prepare_role(false)?;
+        let next = Applied {
+            upstream: None,
+            sync,
+            admitted: false,
+            generation,
+            recovered: None,
+            sync_since: None,
+            ..self.applied.clone()
+        };
+        self.configure(ServerRole::Primary, next).await?;
+        self.start(Some(lease)).await?;
+        Ok(self.done())
+    }
+
+    async fn start_standby(&mut self, upstream: Option<MemberId>) -> Result<Done> {
+        self.instance().prepare_role(true)?;
+        let next = Applied {
+            upstream,
+            sync: SyncSet::default(),
+            admitted: false,
+            recovered: None,
+            ..self.applied.clone()
+        };
+        self.configure(ServerRole::Standby, next).await?;
+        self.start(None).await?;
+        Ok(self.done())
+    }
+
+    async fn follow(&mut self, upstream: Option<MemberId>) -> Result<Done> {
+        let fence = upstream.is_none();
+        let next = Applied { upstream, ..self.applied.clone() };
+        self.configure(ServerRole::Standby, next).await?;
+        self.reload().await?;
+        if fence {
+            return match self.read_fence().await {
+                Ok(done) => Ok(Done { applied: Some(self.applied.clone()), ..done }),
+                // The configuration stands; the position is read again.
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "the fence is not read yet");
+                    Ok(self.done())
+                }
+            };
+        }
+        Ok(self.done())
+    }
+
+    /// The position of a standby whose receiver has stopped for good.
+    async fn read_fence(&mut self) -> Result<Done> {
+        let generation = self.record.generation;
+        let session = self.executor.session().await?;
+        let ends = Instant::now() + FENCE_WITHIN;
+        loop {
+            if let Some((timeline, lsn)) = session.fence_position().await? {
+                let member = self.instance().me.clone();
+                let fenced = Fenced { member, generation, timeline, lsn };
+                return Ok(Done { fenced: Some(fenced), ..Done::default() });
+            }
+            if Instant::now() >= ends {
+                bail!("the walreceiver has not stopped within {} s", FENCE_WITHIN.as_secs());
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    async fn promote(&mut self, generation: Generation, sync: SyncSet) -> Result<Done> {
+        let lease = self.lease_for(generation)?;
+        // The guard counts the deadline before the database can take a write.
+        self.executor.guard.arm(lease, GUARD_WITHIN).await?;
+        let next = Applied {
+            upstream: None,
+            sync,
+            admitted: false,
+            generation,
+            recovered: None,
+            sync_since: None,
+            ..self.applied.clone()
+        };
+        self.configure(ServerRole::Primary, next).await?;
+        self.reload().await?;
+        let session = self.executor.session().await?;
+        let promoted = timeout(PROMOTE_WITHIN, session.promote()).await;
+        promoted.context("the promotion takes too long")??;
+        self.applied.recovered = Some(session.flush_lsn().await?);
+        self.executor.dir.set_applied(&self.applied)?;
+        // pg_rewind reads the timeline from the control file, which only a checkpoint updates.
+        let checkpoint = self.executor.clone();
+        tokio::spawn(async move {
+            if let Ok(session) = checkpoint.session().await
+                && let Err(error) = session.checkpoint().await
+            {
+                tracing::warn!(%error, "no checkpoint after the promotion");
+            }
+        });
+        Ok(self.done())
+    }
+
+    /// The configuration as it is, written and loaded again, with slots for everyone.
+    async fn rewrite(&mut self) -> Result<Done> {
+        let session = self.executor.session().await?;
+        let role = match session.is_primary().await? {
+            true => ServerRole::Primary,
+            false => ServerRole::Standby,
+        };
+        let next = self.applied.clone();
+        self.configure(role, next).await?;
+        self.reload().await?;
+        let me = self.instance().me.clone();
+        let others: BTreeSet<MemberId> =
+            self.record.data_members().map(|m| m.name.clone()).filter(|m| *m != me).collect();
+        session.ensure_slots(&others).await?;
+        Ok(Done { settings_written: true, ..self.done() })
+    }
+
+    async fn hand_over(&mut self) -> Result<Done> {
+        let generation = self.record.generation;
+        let next = Applied { admitted: false, ..self.applied.clone() };
+        self.configure(ServerRole::Primary, next).await?;
+        self.reload().await?;
+        if let Ok(session) = self.executor.session().await {
+            let drain = Duration::from_millis(self.record.policy.drain_timeout_ms);
+            let ends = Instant::now() + drain;
+            while Instant::now() < ends && session.busy_clients().await.unwrap_or(0) > 0 {
+                sleep(POLL).await;
+            }
+        }
+        self.stop(StopMode::Fast).await?;
+        self.executor.guard.fence(generation.next(), GUARD_WITHIN).await?;
+        Ok(Done { data: Some(self.executor.inspect().await), ..self.done() })
+    }
+
+    /// Stops the database, and waits until nothing of it is left.
+    pub(crate) async fn stop(&self, mode: StopMode) -> Result<()> {
+        let guard = &self.executor.guard;
+        let mut status = guard.status();
+        if status.borrow().nothing_runs() {
+            return Ok(());
+        }
+        guard.stop(mode, GUARD_WITHIN).await?;
+        for harder in [Some(StopMode::Immediate), Some(StopMode::Kill), None] {
+            let gone = timeout(SHUTDOWN_WITHIN, status.wait_for(|s| s.nothing_runs()))
+                .await
+                .is_ok_and(|ended| ended.is_ok());
+            if gone {
+                return Ok(());
+            }
+            let Some(harder) = harder else { break };
+            tracing::warn!(?harder, "the database does not stop");
+            guard.stop(harder, GUARD_WITHIN).await?;
+        }
+        bail!("the database does not stop, not even when killed; is its disk stuck?")
+    }
+
+    async fn restart(&mut self) -> Result<Done> {
+        let next = Applied { admitted: false, ..self.applied.clone() };
+        self.executor.dir.set_applied(&next)?;
+        self.applied = next;
+        self.stop(StopMode::Fast).await?;
+        let data = self.executor.inspect().await;
+        let me = self.instance().me.clone();
+        Ok(Done { data: Some(data), propose: vec![Change::RestartDone(me)], ..self.done() })
+    }
+
+    pub(crate) async fn fresh_copy(&mut self) -> Result<Done> {
+        self.clone_data(false).await
+    }
+
+    async fn clone_data(&mut self, discard: bool) -> Result<Done> {
+        let primary = self.record.primary.clone().context("there is no primary")?;
+        let source = self.clone_source(&primary);
+        self.stop(StopMode::Fast).await?;
+        let upstream = self.upstream(&source)?;
+        let events = self.events.clone();
+        let from = source.clone();
+        let options = CloneOptions::default();
+        self.instance()
+            .clone_from(&upstream, &options, move |progress| {
+                let text = format!(
+                    "cloning from {from}: {} of {} MB",
+                    progress.done_bytes >> 20,
+                    progress.total_bytes.unwrap_or(0) >> 20
+                );
+                let _ = events.try_send(Event::Busy(Some(text)));
+            })
+            .await?;
+        self.instance().prepare_role(true)?;
+        self.applied.checked_for = self.record.generation;
+        self.executor.dir.set_applied(&self.applied)?;
+        let data = self.executor.inspect().await;
+        let me = self.instance().me.clone();
+        let propose = if discard { vec![Change::ReinitDone(me)] } else { Vec::new() };
+        Ok(Done { data: Some(data), checked: true, propose, ..self.done() })
+    }
+
+    /// The least loaded source: a member tagged for it, else a standby, else the primary.
+    fn clone_source(&self, primary: &MemberId) -> MemberId {
+        let me = &self.instance().me;
+        self.record
+            .data_members()
+            .filter(|m| m.name != *me && m.name != *primary && m.tags.clone_from)
+            .map(|m| m.name.clone())
+            .next()
+            .unwrap_or_else(|| primary.clone())
+    }
+
+    /// The first data directory: made, or adopted as it is.
+    async fn bootstrap(&mut self) -> Result<Done> {
+        let cluster = self.record.cluster.clone().context("not initialised")?;
+        let (data, _, _) = self.executor.inspect().await;
+        match data {
+            DataDir::Unusable(why) => bail!("{why}"),
+            DataDir::Missing => self.instance().init_db(&cluster.secrets).await?,
+            DataDir::Present { .. } => bail!("adopting is not there yet"),
+        }
+        let data = self.executor.inspect().await;
+        let system_identifier = data.1.context("the new data directory has no identifier")?;
+        let me = self.instance().me.clone();
+        let major_version = self.instance().installation.major;
+        Ok(Done {
+            data: Some(data),
+            propose: vec![
+                Change::Identify { system_identifier, major_version },
+                Change::Bootstrap { primary: me },
+            ],
+            ..self.done()
+        })
+    }
+}

@@ -1,0 +1,674 @@
+//! The loop that owns the state of a member: gather an event, apply it, decide, hand work out.
+//! Nothing in here waits for a disk, a database or a peer: work runs in tasks that report back as
+//! events.
+
+use crate::{
+    clock,
+    executor::{Done, Executor, Job},
+    hello::{Answer, HELLO, Hello},
+    membership, routing,
+    state::{Report, State},
+};
+use bytes::Bytes;
+use sempre_consensus::Consensus;
+use sempre_decide::{Millis, leader, member};
+use sempre_guard::{GuardClient, GuardStatus, Lease};
+use sempre_model::{
+    Command, Generation, MemberId, Record,
+    command::Change,
+    observation::{DiskState, ProcessState, Role},
+    record::Phase,
+};
+use sempre_net::Peers;
+use sempre_route::Table;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::MissedTickBehavior,
+};
+
+/// Events that may wait. Each peer has at most a few calls under way, so this is far from full
+/// unless the loop hangs; then senders wait, and heartbeats are missed, as they should be.
+pub const EVENTS_MAX: usize = 1_024;
+/// Heartbeats to one member on one path that may be under way; more would only pile up behind a
+/// dead network.
+const BEATS_UNDER_WAY_MAX: u32 = 3;
+/// Heartbeats sent at once on news are at least this far apart, ms.
+const NEWS_PAUSE_MS: u64 = 5;
+/// Deadline of a heartbeat, as a multiple of its interval.
+const BEAT_DEADLINE: u32 = 3;
+/// After a primary's configuration changed, walsenders take a moment to read it. The position
+/// that a change of the relied set waits for is sampled this much later, ms.
+const SYNC_SETTLE_MS: u64 = 300;
+
+/// Something happened.
+pub enum Event {
+    /// Another member's heartbeat.
+    Hello { from: MemberId, hello: Box<Hello>, reply: oneshot::Sender<Answer> },
+    /// The answer to ours, or none.
+    Answered { from: MemberId, path: usize, rtt_us: u64, answer: Option<Answer> },
+    /// The database watcher.
+    Report(Box<Report>),
+    /// The disk probe.
+    Disk(DiskState),
+    /// A job ended.
+    Done { job: Job, result: Result<Box<Done>, String> },
+    /// A proposal ended.
+    Proposed { rule: &'static str, error: Option<String> },
+    /// A promise is on disk.
+    Promised(Generation),
+    /// Progress of a long job, in words.
+    Busy(Option<String>),
+    /// The config file or the record asks for the configuration to be written again.
+    Rewrite,
+}
+
+/// What others of this process may look at: a copy of the state's facts, made after each event.
+#[derive(Clone)]
+pub struct Shown {
+    pub me: MemberId,
+    pub record: Arc<Record>,
+    pub standing: sempre_consensus::Standing,
+    pub heard: BTreeMap<MemberId, sempre_decide::Heard>,
+    pub paths: BTreeMap<MemberId, Vec<sempre_model::observation::PathView>>,
+    pub guard: GuardStatus,
+    pub lease_until: Option<Millis>,
+    pub since: Millis,
+    pub since_before_start: bool,
+    pub started: Millis,
+}
+
+/// The loop and what it works with.
+pub struct Looper {
+    pub state: State,
+    pub consensus: Arc<dyn Consensus>,
+    pub peers: Arc<Peers>,
+    pub guard: GuardClient,
+    pub executor: Arc<Executor>,
+    pub events: mpsc::Sender<Event>,
+    pub shown: watch::Sender<Arc<Shown>>,
+    pub table: watch::Sender<Arc<Table>>,
+    pub job: Option<(Job, JoinHandle<()>)>,
+    pub fencing: bool,
+    pub promising: bool,
+    pub proposing: bool,
+    pub membership: membership::Duty,
+    pub under_way: BTreeMap<(MemberId, usize), u32>,
+    pub last_beat: Millis,
+    pub news: bool,
+    pub sync_written_at: Millis,
+    pub reconnecting: bool,
+    pub missed: BTreeMap<(MemberId, usize), u32>,
+    pub table_key: Option<Table>,
+}
+
+impl Looper {
+    /// Runs until the events end or `stop` fires.
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut stop: watch::Receiver<bool>,
+    ) -> State {
+        let mut record = self.consensus.record();
+        let mut standing = self.consensus.standing();
+        let mut guard = self.guard.status();
+        self.state.standing = standing.borrow_and_update().clone();
+        self.take_guard(guard.borrow_and_update().clone());
+        let mut interval_ms = self.state.record.policy.heartbeat_ms;
+        let mut tick = ticker(interval_ms);
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.take(event),
+                    None => return self.state,
+                },
+                _ = tick.tick() => self.beat(),
+                Ok(()) = record.changed() => {
+                    let next = record.borrow_and_update().clone();
+                    self.take_record(next);
+                    if interval_ms != self.state.record.policy.heartbeat_ms {
+                        interval_ms = self.state.record.policy.heartbeat_ms;
+                        tick = ticker(interval_ms);
+                    }
+                }
+                Ok(()) = standing.changed() => {
+                    self.state.standing = standing.borrow_and_update().clone();
+                }
+                Ok(()) = guard.changed() => {
+                    let status = guard.borrow_and_update().clone();
+                    self.take_guard(status);
+                }
+                _ = stop.changed() => return self.state,
+            }
+            self.act();
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        let now = clock::now_ms();
+        match event {
+            Event::Hello { from, hello, reply } => {
+                let _ = reply.send(self.state.hear(&from, *hello, now));
+            }
+            Event::Answered { from, path, rtt_us, answer } => {
+                if let Some(count) = self.under_way.get_mut(&(from.clone(), path)) {
+                    *count = count.saturating_sub(1);
+                }
+                let Some(answer) = answer else {
+                    *self.missed.entry((from, path)).or_default() += 1;
+                    return;
+                };
+                self.missed.remove(&(from.clone(), path));
+                self.state.heard_on(&from, path, now);
+                let count = self.state.record.member(&from).map_or(1, |m| m.paths.len());
+                let rtt = self.state.rtt_us.entry(from.clone()).or_default();
+                rtt.resize(count, None);
+                if let Some(slot) = rtt.get_mut(path) {
+                    *slot = Some(rtt_us);
+                }
+                if let Some(until) = answer.granted.and_then(|id| self.state.count_grant(id, &from))
+                {
+                    self.extend_lease(until);
+                }
+            }
+            Event::Report(report) => self.take_report(*report, now),
+            Event::Disk(disk) => {
+                self.news |= disk != self.state.disk;
+                self.state.disk = disk;
+            }
+            Event::Done { job, result } => self.take_done(job, result, now),
+            Event::Proposed { rule, error } => {
+                self.proposing = false;
+                if let Some(error) = error {
+                    tracing::warn!(rule, %error, "a proposal was not accepted");
+                }
+            }
+            Event::Promised(generation) => {
+                self.promising = false;
+                self.state.voter.promise(generation);
+                self.news = true;
+            }
+            Event::Busy(busy) => self.state.busy = busy,
+            Event::Rewrite => self.state.settings_differ = true,
+        }
+    }
+
+    fn take_record(&mut self, record: Arc<Record>) {
+        let generation = self.state.record.generation;
+        let settings = |r: &Record| (r.parameters.clone(), r.hba.clone(), r.members.clone());
+        let differ = settings(&record) != settings(&self.state.record)
+            || record.policy != self.state.record.policy;
+        self.peers.set_members(record.members.values());
+        self.executor.set_record(record.clone());
+        if self.state.set_record(record) {
+            self.news = true;
+            tracing::info!(
+                generation = %self.state.record.generation,
+                primary = self.state.record.primary.as_ref().map_or("none", |m| m.as_str()),
+                phase = self.state.record.phase.name(),
+                "the record changed"
+            );
+        }
+        if generation != self.state.record.generation
+            && let Some((job, handle)) = &self.job
+            && job.ends_with_generation()
+        {
+            handle.abort();
+            self.job = None;
+            self.state.busy = None;
+        }
+        self.state.settings_differ |= differ;
+    }
+
+    fn take_guard(&mut self, status: GuardStatus) {
+        let had = self.state.guard.postmaster.take();
+        let crashed = status
+            .last_exit
+            .as_ref()
+            .is_some_and(|e| !e.asked_for && had.as_ref().is_some_and(|h| h.pid == e.pid));
+        if had.is_some() && status.postmaster.is_none() {
+            self.news = true;
+            if crashed || !status.connected {
+                let why = status.last_exit.as_ref().map_or("its guard is gone".into(), |e| {
+                    if e.by_lease {
+                        "its lease ended, so the guard ended it".into()
+                    } else {
+                        format!("exit code {:?}, signal {:?}", e.code, e.signal)
+                    }
+                });
+                let generation = had.as_ref().and_then(|h| h.generation).map(|g| g.0);
+                tracing::warn!(why, generation, "the database process ended");
+                self.state.crashed_at = Some(clock::now_ms());
+                let answered = self.state.report.answers || self.state.report.hung;
+                if !answered {
+                    let log = self.executor.log_tail();
+                    self.state.failed(format!("the database ended while starting ({why}): {log}"));
+                }
+            }
+            self.state.report.answers = false;
+            self.state.report.hung = false;
+        }
+        if had.as_ref().is_some_and(|h| !h.dying)
+            && status.postmaster.as_ref().is_some_and(|p| p.dying)
+        {
+            self.news = true;
+        }
+        self.news |= status.fenced_below != self.state.guard.fenced_below;
+        self.state.guard = status;
+        self.executor.set_running(self.state.guard.postmaster.is_some());
+        if self.state.guard.postmaster.is_none() {
+            self.want(Job::Inspect);
+        }
+    }
+
+    fn take_report(&mut self, report: Report, now: Millis) {
+        let old = &self.state.report;
+        self.news |= old.answers != report.answers
+            || old.hung != report.hung
+            || old.database.role != report.database.role
+            || (self.state.record.phase != Phase::Serving
+                && old.database.downstreams != report.database.downstreams);
+        if report.answers && !old.answers {
+            self.state.succeeded();
+        }
+        let streams = report.database.streaming_from.is_some();
+        self.state.not_streaming_since = match (report.answers, report.database.role) {
+            (true, Role::Standby) if !streams && self.state.applied.upstream.is_some() => {
+                self.state.not_streaming_since.or(Some(now))
+            }
+            _ => None,
+        };
+        self.state.report = report;
+    }
+
+    fn take_done(&mut self, job: Job, result: Result<Box<Done>, String>, now: Millis) {
+        if matches!(job, Job::Step(member::Step::Fence { .. })) {
+            self.fencing = false;
+        } else {
+            self.job = None;
+        }
+        self.state.busy = None;
+        self.news = true;
+        match result {
+            Ok(done) => {
+                let done = *done;
+                if let Some(applied) = done.applied {
+                    if applied.sync != self.state.applied.sync || applied.sync_since.is_none() {
+                        self.sync_written_at = now;
+                    }
+                    self.state.applied = applied;
+                }
+                if let Some((data, identifier, clean_end)) = done.data {
+                    self.state.data = data;
+                    self.state.system_identifier = identifier;
+                    self.state.clean_end = clean_end;
+                }
+                if done.fenced.is_some() {
+                    self.state.fenced = done.fenced;
+                }
+                if done.settings_written {
+                    self.state.settings_differ = false;
+                }
+                self.state.hand_over_ready |= done.hand_over_ready;
+                if done.checked {
+                    self.state.not_streaming_since = None;
+                    self.state.retry_at = now + 1_000;
+                }
+                for change in done.propose {
+                    self.propose("step-done", change);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(job = job.name(), %error, "a step failed");
+                if job.is_attempt() {
+                    self.state.failed(format!("{}: {error}", job.name()));
+                }
+            }
+        }
+    }
+
+    fn extend_lease(&mut self, until: Millis) {
+        let generation = self.state.record.generation;
+        let armed = self.state.guard.postmaster.as_ref().and_then(|p| p.generation);
+        if armed != Some(generation) {
+            return;
+        }
+        let lease = self.lease(generation, until);
+        let guard = self.guard.clone();
+        tokio::spawn(async move {
+            let within = Duration::from_millis(500);
+            if let Err(error) = guard.renew(lease, within).await {
+                tracing::warn!(%error, "the guard did not take the renewed lease");
+            }
+        });
+    }
+
+    /// The lease as the guard holds it: it begins to kill a margin before the end.
+    fn lease(&self, generation: Generation, until: Millis) -> Lease {
+        let margin = self.state.record.policy.lease_margin_ms;
+        Lease { generation, deadline: clock::boot_time(until.saturating_sub(margin)) }
+    }
+
+    /// A heartbeat on every path to everyone, with a renewal if this member is primary.
+    fn beat(&mut self) {
+        let now = clock::now_ms();
+        self.last_beat = now;
+        self.news = false;
+        let renewal = self.state.begin_renewal(now);
+        if let Some((_, Some(until))) = renewal {
+            self.extend_lease(until);
+        }
+        let observation = self.state.observe(now, self.consensus.promised());
+        self.state.heard.insert(
+            self.state.me.clone(),
+            sempre_decide::Heard { at: now, observation: observation.clone() },
+        );
+        let interval = Duration::from_millis(self.state.record.policy.heartbeat_ms);
+        let others: Vec<(MemberId, usize)> = self
+            .state
+            .record
+            .members
+            .values()
+            .filter(|m| m.name != self.state.me)
+            .map(|m| (m.name.clone(), m.paths.len()))
+            .collect();
+        let paths = others.iter().map(|(_, n)| *n).max().unwrap_or(0);
+        let bodies: Vec<Bytes> = (0..paths)
+            .filter_map(|path| {
+                let renewal = renewal.map(|(r, _)| r);
+                let hello = Hello { path, observation: observation.clone(), renewal };
+                serde_json::to_vec(&hello).ok().map(Bytes::from)
+            })
+            .collect();
+        for (to, count) in others {
+            for (path, body) in bodies.iter().enumerate().take(count) {
+                let under_way = self.under_way.entry((to.clone(), path)).or_default();
+                if *under_way >= BEATS_UNDER_WAY_MAX {
+                    continue;
+                }
+                *under_way += 1;
+                let (peers, events) = (self.peers.clone(), self.events.clone());
+                let (to, body) = (to.clone(), body.clone());
+                tokio::spawn(async move {
+                    let sent = std::time::Instant::now();
+                    let answer = peers
+                        .call_on(&to, path, HELLO, body, interval * BEAT_DEADLINE)
+                        .await
+                        .ok()
+                        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+                    let rtt_us = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    let _ = events.send(Event::Answered { from: to, path, rtt_us, answer }).await;
+                });
+            }
+        }
+    }
+
+    /// Decides and hands out what is to be done now.
+    fn act(&mut self) {
+        let now = clock::now_ms();
+        if self.news && now >= self.last_beat + NEWS_PAUSE_MS {
+            self.beat();
+        }
+        self.keep_promise();
+        self.keep_guard();
+        self.step(now);
+        self.lead(now);
+        self.show(now);
+    }
+
+    /// A newer generation is promised as soon as it is known: durably first, then in effect.
+    fn keep_promise(&mut self) {
+        let generation = self.state.record.generation;
+        if self.promising || generation <= self.state.voter.promised() {
+            return;
+        }
+        self.promising = true;
+        let (consensus, events) = (self.consensus.clone(), self.events.clone());
+        tokio::spawn(async move {
+            while let Err(error) = consensus.promise(generation).await {
+                tracing::error!(%error, "a promise could not be written");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            let _ = events.send(Event::Promised(generation)).await;
+        });
+    }
+
+    fn keep_guard(&mut self) {
+        if self.state.guard.connected || self.reconnecting {
+            if self.state.guard.connected {
+                self.reconnecting = false;
+            }
+            return;
+        }
+        self.reconnecting = true;
+        let guard = self.guard.clone();
+        tokio::spawn(async move {
+            while let Err(error) = guard.reconnect_or_spawn().await {
+                tracing::error!(%error, "no guard");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        });
+    }
+
+    fn step(&mut self, now: Millis) {
+        let voters = self.state.voters();
+        let database = self.state.database(now);
+        let next = {
+            let local = self.state.local(now, &voters, &database);
+            member::next(&local)
+        };
+        if let Some(next) = next {
+            let fence = matches!(next.step, member::Step::Fence { .. });
+            if fence && !self.fencing {
+                tracing::info!(rule = next.rule, step = ?next.step, "step");
+                self.fencing = true;
+                self.start(Job::Step(next.step));
+                return;
+            }
+            if fence || self.job.is_some() {
+                return;
+            }
+            tracing::info!(rule = next.rule, step = ?next.step, "step");
+            self.start(Job::Step(next.step));
+            return;
+        }
+        if self.job.is_none()
+            && let Some(job) = self.upkeep(now)
+        {
+            self.start(job);
+        }
+    }
+
+    /// What keeps a database in order, besides its role.
+    fn upkeep(&self, now: Millis) -> Option<Job> {
+        let state = &self.state;
+        let answers = state.process_answers();
+        let generation = state.record.generation;
+        if state.record.phase == Phase::Forming {
+            let first = state.who.first && state.record.cluster.is_some();
+            return (first && now >= state.retry_at).then_some(Job::Bootstrap);
+        }
+        if !answers {
+            return None;
+        }
+        match state.report.database.role {
+            Role::Standby if matches!(state.record.phase, Phase::Fencing { .. }) => {
+                let reported = state.fenced.as_ref().is_some_and(|f| f.generation == generation);
+                (state.applied.upstream.is_none() && !reported).then_some(Job::ReadFence)
+            }
+            Role::Standby => self.lost_upstream_path(now),
+            Role::Primary if state.applied.recovered.is_none() => Some(Job::SampleRecovered),
+            Role::Primary if state.applied.sync_since.is_none() => {
+                (now >= self.sync_written_at + SYNC_SETTLE_MS).then_some(Job::SampleSync)
+            }
+            Role::Primary => self.stale_walsender(now),
+            Role::Unknown => None,
+        }
+    }
+
+    /// The address a standby streams from is on a lost network, and another works.
+    fn lost_upstream_path(&self, now: Millis) -> Option<Job> {
+        let upstream = self.state.applied.upstream.clone()?;
+        let host = self.executor.upstream_host()?;
+        let member = self.state.record.member(&upstream)?;
+        let path = member.paths.iter().position(|p| p.host == host)?;
+        self.lost(&upstream, path, now)
+            .then_some(Job::Step(member::Step::Follow { upstream: Some(upstream) }))
+    }
+
+    /// A walsender still serves a standby over a lost network, and holds its slot.
+    fn stale_walsender(&self, now: Millis) -> Option<Job> {
+        self.state.report.database.downstreams.iter().find_map(|(name, downstream)| {
+            let member = self.state.record.member(name)?;
+            let address = downstream.client_addr.as_ref()?;
+            let path = member.paths.iter().position(|p| p.host == *address)?;
+            self.lost(name, path, now)
+                .then(|| Job::CutWalsender { member: name.clone(), address: address.clone() })
+        })
+    }
+
+    fn lost(&self, member: &MemberId, path: usize, now: Millis) -> bool {
+        let missed = self.missed.get(&(member.clone(), path)).copied().unwrap_or(0);
+        missed >= 1 && self.state.path_lost(member, path, now)
+    }
+
+    fn want(&mut self, job: Job) {
+        if self.job.is_none() {
+            self.start(job);
+        }
+    }
+
+    fn start(&mut self, job: Job) {
+        let now = clock::now_ms();
+        let generation = self.state.record.generation;
+        let lease = self.state.lease_until(now).map(|until| self.lease(generation, until));
+        let task = self.executor.clone().prepare(
+            job.clone(),
+            self.state.applied.clone(),
+            lease,
+            self.hosts(),
+            self.events.clone(),
+        );
+        if let Job::Step(member::Step::Follow { upstream: Some(_) }) = &job {
+            self.state.fenced = None;
+        }
+        self.state.busy = job.busy().map(str::to_owned);
+        let handle = tokio::spawn(task);
+        if !matches!(job, Job::Step(member::Step::Fence { .. })) {
+            self.job = Some((job, handle));
+        }
+    }
+
+    /// Each member's addresses, living paths first.
+    fn hosts(&self) -> BTreeMap<MemberId, Vec<String>> {
+        let now = clock::now_ms();
+        self.state
+            .record
+            .members
+            .values()
+            .map(|m| {
+                let mut paths: Vec<(bool, usize, String)> = m
+                    .paths
+                    .iter()
+                    .enumerate()
+                    .map(|(i, p)| (self.lost(&m.name, i, now), i, p.host.clone()))
+                    .collect();
+                paths.sort();
+                (m.name.clone(), paths.into_iter().map(|(_, _, host)| host).collect())
+            })
+            .collect()
+    }
+
+    /// The Raft leader's duties.
+    fn lead(&mut self, now: Millis) {
+        if !self.state.leads() || self.state.record.cluster.is_none() {
+            self.state.notes.clear();
+            return;
+        }
+        let voters = self.state.voters();
+        if !self.proposing {
+            let decision = leader::decide(&self.state.view(now, &voters));
+            self.state.notes = decision.why_not;
+            if let Some(proposal) = decision.proposal {
+                tracing::info!(rule = proposal.rule, change = ?proposal.change, "propose");
+                self.propose(proposal.rule, proposal.change);
+            }
+        }
+        self.membership.check(&self.state, &self.consensus, now);
+    }
+
+    fn propose(&mut self, rule: &'static str, change: Change) {
+        self.proposing = true;
+        let (consensus, events) = (self.consensus.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let command = Command { at_unix_ms: clock::now_unix_ms(), change };
+            let error = consensus.propose(command).await.err().map(|e| e.to_string());
+            let _ = events.send(Event::Proposed { rule, error }).await;
+        });
+    }
+
+    fn show(&mut self, now: Millis) {
+        let lease_until = self.state.lease_until(now);
+        let paths: BTreeMap<_, _> = self
+            .state
+            .record
+            .members
+            .keys()
+            .filter(|m| **m != self.state.me)
+            .map(|m| (m.clone(), self.state.path_views(m, now)))
+            .collect();
+        let shown = Shown {
+            me: self.state.me.clone(),
+            record: self.state.record.clone(),
+            standing: self.state.standing.clone(),
+            heard: self.state.heard.clone(),
+            paths,
+            guard: self.state.guard.clone(),
+            lease_until,
+            since: self.state.since,
+            since_before_start: self.state.since_before_start,
+            started: self.state.started,
+        };
+        self.shown.send_replace(Arc::new(shown));
+        let table = routing::table(&self.state, &self.hosts(), now);
+        if self.table_key.as_ref() != Some(&table) {
+            self.table_key = Some(table.clone());
+            let version = self.table.borrow().version + 1;
+            self.table.send_replace(Arc::new(Table { version, ..table }));
+        }
+    }
+}
+
+impl State {
+    /// The database answers, and is not on its way out.
+    fn process_answers(&self) -> bool {
+        self.report.answers
+            && self.guard.postmaster.as_ref().is_some_and(|p| p.stopping.is_none() && !p.dying)
+            && self.database(clock::now_ms()).process == ProcessState::Running
+    }
+}
+
+fn ticker(interval_ms: u64) -> tokio::time::Interval {
+    let mut tick = tokio::time::interval(Duration::from_millis(interval_ms));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
+}
+
+impl Shown {
+    /// Before the first event.
+    pub fn empty(state: &State) -> Self {
+        Self {
+            me: state.me.clone(),
+            record: state.record.clone(),
+            standing: state.standing.clone(),
+            heard: BTreeMap::new(),
+            paths: BTreeMap::new(),
+            guard: GuardStatus::default(),
+            lease_until: None,
+            since: state.since,
+            since_before_start: state.since_before_start,
+            started: state.started,
+        }
+    }
+}

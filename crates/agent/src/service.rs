@@ -1,0 +1,470 @@
+//! What REST and routing ask of the agent.
+
+use crate::{
+    clock,
+    looper::{Event, Shown},
+    peers::{VERIFY, holds},
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use sempre_api::{
+    Action, ActionError, AgentView, Backend, Code, RaftView, RouteCounters, Seen, Snapshot,
+    action::Done, apply_policy_changes, codes,
+};
+use sempre_consensus::{Consensus, ProposeError};
+use sempre_decide::{LeaderView, leader, sync::fences_needed};
+use sempre_model::{
+    Command, Generation, MemberId, Phase, Record, Rejected,
+    command::Change,
+    policy::PolicyError,
+    record::{Cause, JoinToken as TokenRecord, Switchover},
+};
+use sempre_net::{Identity, JoinToken, Peers};
+use sempre_route::{Router, Table, Verifier};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::{Duration, UNIX_EPOCH},
+};
+use tokio::sync::{mpsc, watch};
+
+/// A peer answers whether it holds the lease within this time, or it does not.
+const VERIFY_WITHIN: Duration = Duration::from_millis(800);
+
+/// The agent, as REST sees it.
+pub struct Service {
+    pub consensus: Arc<dyn Consensus>,
+    pub shown: watch::Receiver<Arc<Shown>>,
+    pub table: watch::Receiver<Arc<Table>>,
+    pub identity: Arc<Identity>,
+    pub events: mpsc::Sender<Event>,
+    pub routers: Mutex<Vec<Arc<Router>>>,
+}
+
+impl Service {
+    async fn propose(&self, change: Change) -> Result<Arc<Record>, ActionError> {
+        let command = Command { at_unix_ms: clock::now_unix_ms(), change };
+        self.consensus.propose(command).await.map_err(not_proposed)
+    }
+
+    async fn agreed(&self, change: Change, message: String) -> Result<Done, ActionError> {
+        let record = self.propose(change).await?;
+        Ok(Done { message, version: record.version, data: serde_json::Value::Null })
+    }
+
+    fn record(&self) -> Arc<Record> {
+        self.shown.borrow().record.clone()
+    }
+
+    async fn switchover(&self, wish: Switchover) -> Result<Done, ActionError> {
+        let what = "no switchover was begun";
+        let shown = self.shown.borrow().clone();
+        let record = &shown.record;
+        if record.phase != Phase::Serving {
+            return Err(codes::BUSY.error(what, format!("the cluster is {}", record.phase.name())));
+        }
+        let primary = record
+            .primary
+            .clone()
+            .ok_or_else(|| codes::REFUSED.error(what, "there is no primary"))?;
+        if let Some(to) = &wish.to {
+            known(record, to, what)?;
+        }
+        // A scheduled one is judged when its time comes.
+        if wish.at_unix_ms.is_none() {
+            let voters = BTreeSet::new();
+            leader::target(&view(&shown, &voters), &primary, &wish)
+                .map_err(|why| target_error(&wish, record, &primary, what, why))?;
+        }
+        let to = wish.to.as_ref().map_or("the best standby".to_owned(), |m| m.to_string());
+        let message = match wish.at_unix_ms {
+            None => format!("switchover from {primary} to {to} requested"),
+            Some(at) => {
+                format!(
+                    "switchover from {primary} to {to} scheduled at {}",
+                    sempre_api::units::show_time(at)
+                )
+            }
+        };
+        self.agreed(Change::RequestSwitchover(wish), message).await
+    }
+
+    async fn failover(&self, to: MemberId, allow_data_loss: bool) -> Result<Done, ActionError> {
+        let what = "no failover was begun";
+        let shown = self.shown.borrow().clone();
+        let record = &shown.record;
+        let member = known(record, &to, what)?;
+        if !member.can_lead() {
+            return Err(codes::NOT_ELIGIBLE.error(what, format!("{to} may not be primary")));
+        }
+        if record.primary.as_ref() == Some(&to) {
+            return Err(codes::ALREADY_PRIMARY.error(what, format!("{to} is the primary")));
+        }
+        if !allow_data_loss {
+            would_lose(&shown, &to).map_err(|why| codes::WOULD_LOSE_DATA.error(what, why))?;
+        }
+        let change = Change::BeginFailover {
+            expect: record.generation,
+            cause: Cause::Manual,
+            target: Some(to.clone()),
+            allow_data_loss,
+            served_until_unix_ms: clock::now_unix_ms(),
+            evidence: vec![format!(
+                "asked for by hand{}",
+                if allow_data_loss { ", data loss accepted" } else { "" }
+            )],
+        };
+        self.agreed(change, format!("failover to {to} begun")).await
+    }
+
+    async fn remove(&self, name: MemberId, force: bool) -> Result<Done, ActionError> {
+        let what = format!("{name} was not removed");
+        let shown = self.shown.borrow().clone();
+        known(&shown.record, &name, &what)?;
+        if shown.record.primary.as_ref() == Some(&name) {
+            let why = format!("{name} is the primary");
+            return Err(codes::IS_PRIMARY.error(what, why));
+        }
+        let left: Vec<_> = shown.record.members.keys().filter(|m| **m != name).collect();
+        let limit = shown.record.policy.detect_ms;
+        let alive = left
+            .iter()
+            .filter(|m| shown.heard.get(**m).is_some_and(|h| clock::now_ms() - h.at < limit))
+            .count();
+        if !force && alive < left.len() / 2 + 1 {
+            let why =
+                format!("only {alive} of the {} members that would be left answer", left.len());
+            return Err(codes::BREAKS_MAJORITY.error(what, why));
+        }
+        let change = Change::RemoveMember { name: name.clone(), force };
+        self.agreed(change, format!("{name} removed")).await
+    }
+
+    async fn token(&self, ttl_seconds: u64) -> Result<Done, ActionError> {
+        let record = self.record();
+        let addresses = record
+            .members
+            .values()
+            .flat_map(|m| m.paths.iter().map(|p| address(&p.host, m.ports.peer)))
+            .collect();
+        let fingerprint = sempre_net::fingerprint_of_pem(self.identity.ca_pem())
+            .map_err(|e| codes::INTERNAL.error("no join token was made", e.to_string()))?;
+        let token = JoinToken::new(addresses, &fingerprint);
+        let expires_unix_ms = clock::now_unix_ms() + ttl_seconds * 1_000;
+        let entry = TokenRecord { hash: token.secret_hash(), expires_unix_ms, used_by: None };
+        let record = self.propose(Change::IssueToken(entry)).await?;
+        Ok(Done {
+            message: format!("join token, good once, for {ttl_seconds} s"),
+            version: record.version,
+            data: serde_json::json!({
+                "token": token.to_string(), "expires_unix_ms": expires_unix_ms
+            }),
+        })
+    }
+
+    async fn set_parameters(
+        &self,
+        parameters: std::collections::BTreeMap<String, Option<String>>,
+    ) -> Result<Done, ActionError> {
+        for (name, value) in &parameters {
+            sempre_postgres::check_parameter(name, value.as_deref().unwrap_or("0")).map_err(
+                |e| codes::BAD_PARAMETER.error(format!("`{name}` was not changed"), e.to_string()),
+            )?;
+        }
+        let message = format!("{} PostgreSQL parameters changed", parameters.len());
+        self.agreed(Change::SetParameters { parameters }, message).await
+    }
+}
+
+fn address(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+fn known<'a>(
+    record: &'a Record,
+    name: &MemberId,
+    what: &str,
+) -> Result<&'a sempre_model::Member, ActionError> {
+    record.member(name).ok_or_else(|| {
+        let names: Vec<_> = record.members.keys().map(|m| m.as_str()).collect();
+        codes::UNKNOWN_MEMBER
+            .error(what, format!("there is no member `{name}`; there are {}", names.join(", ")))
+    })
+}
+
+fn target_error(
+    wish: &Switchover,
+    record: &Record,
+    primary: &MemberId,
+    what: &str,
+    why: String,
+) -> ActionError {
+    let code: Code = match &wish.to {
+        None => codes::NO_CANDIDATE,
+        Some(to) if to == primary => {
+            return codes::ALREADY_PRIMARY.error(what, format!("{to} is the primary"));
+        }
+        Some(to) if record.member(to).is_some_and(|m| !m.can_lead()) => codes::NOT_ELIGIBLE,
+        Some(_) => codes::TARGET_LAGS,
+    };
+    code.error(what, why)
+}
+
+fn view<'a>(shown: &'a Shown, voters: &'a BTreeSet<MemberId>) -> LeaderView<'a> {
+    LeaderView {
+        record: &shown.record,
+        me: &shown.me,
+        now: clock::now_ms(),
+        now_unix_ms: clock::now_unix_ms(),
+        started: shown.started,
+        since: shown.since,
+        since_before_start: shown.since_before_start,
+        voters,
+        heard: &shown.heard,
+    }
+}
+
+/// May acknowledged commits be lost if `to` takes over now? The error says how many bytes.
+fn would_lose(shown: &Shown, to: &MemberId) -> Result<(), String> {
+    let record = &shown.record;
+    let limit = record.policy.detect_ms;
+    let fresh = |m: &MemberId| {
+        shown.heard.get(m).is_some_and(|h| clock::now_ms().saturating_sub(h.at) < limit)
+    };
+    let lsn_of = |m: &MemberId| {
+        shown.heard.get(m).and_then(|h| h.observation.database.as_ref()).map(|d| d.lsn)
+    };
+    let last = record.primary.as_ref().or(record.last_serving());
+    let known_end = last.and_then(&lsn_of);
+    let own = lsn_of(to).ok_or_else(|| format!("{to} is not heard"))?;
+    let behind = known_end.map(|end| end.bytes_since(own));
+    let lost = |why: String| match behind {
+        Some(bytes) => Err(format!(
+            "{why}; {to} is {bytes} bytes behind the last position known of the primary, and so much may be lost"
+        )),
+        None => Err(format!("{why}; how much may be lost is not known")),
+    };
+    let Some(needed) = fences_needed(&record.sync) else {
+        return match behind {
+            // The primary itself is there: a hand-over of everything is possible with a switchover.
+            Some(0) if last.is_some_and(fresh) => Ok(()),
+            _ => lost("no standby is known to have every commit".into()),
+        };
+    };
+    let reachable = record.sync.members.iter().filter(|m| fresh(m)).count();
+    if reachable < needed {
+        return lost(format!(
+            "{needed} members of the sync set must be reached to be sure, {reachable} are"
+        ));
+    }
+    let best = record.sync.members.iter().filter(|m| fresh(m)).filter_map(&lsn_of).max();
+    let slack = record.policy.switchover_max_lag_bytes;
+    if best.is_some_and(|best| best.bytes_since(own) > slack) {
+        return lost(format!("{to} is not the most advanced standby"));
+    }
+    Ok(())
+}
+
+fn not_proposed(error: ProposeError) -> ActionError {
+    let what = "nothing was changed";
+    match error {
+        ProposeError::Rejected(Rejected::Stale(why)) => codes::OUT_OF_DATE.error(what, why),
+        ProposeError::Rejected(Rejected::Refused(why)) => {
+            let code = if why.contains("cancel") {
+                codes::NOTHING_TO_CANCEL
+            } else if why.contains("join tokens") {
+                codes::TOO_MANY_TOKENS
+            } else {
+                codes::REFUSED
+            };
+            code.error(what, why)
+        }
+        ProposeError::Rejected(Rejected::Policy(why)) => policy_error(why),
+        ProposeError::NoLeader { .. } => codes::NO_QUORUM.error(what, error.to_string()),
+        ProposeError::TimedOut { .. } => {
+            codes::TIMED_OUT.error("the outcome is not known", error.to_string())
+        }
+        ProposeError::Fault { .. } => codes::INTERNAL.error(what, error.to_string()),
+    }
+}
+
+fn policy_error(error: PolicyError) -> ActionError {
+    let code = match &error {
+        PolicyError::UnknownKey { .. } => codes::UNKNOWN_POLICY_KEY,
+        PolicyError::BadValue { .. } => codes::BAD_POLICY_VALUE,
+        PolicyError::Contradiction(_) => codes::POLICY_CONTRADICTION,
+    };
+    code.error("the policy was not changed", error.to_string())
+}
+
+#[async_trait]
+impl Backend for Service {
+    fn snapshot(&self) -> Snapshot {
+        let shown = self.shown.borrow().clone();
+        let now = clock::now_ms();
+        let name_of =
+            |node| shown.record.members.values().find(|m| m.node == node).map(|m| m.name.clone());
+        let seen = shown
+            .heard
+            .iter()
+            .map(|(name, heard)| {
+                let age_ms = now.saturating_sub(heard.at);
+                (name.clone(), Seen { age_ms, observation: heard.observation.clone() })
+            })
+            .collect();
+        let reachable = shown
+            .heard
+            .values()
+            .filter(|h| now.saturating_sub(h.at) < shown.record.policy.detect_ms)
+            .filter(|h| shown.standing.voters.contains(&h.observation.node))
+            .count();
+        let quorum =
+            shown.standing.leader.is_some() && reachable >= shown.standing.voters.len() / 2 + 1;
+        let mut route = RouteCounters::default();
+        for (i, router) in self.routers.lock().unwrap_or_else(|e| e.into_inner()).iter().enumerate()
+        {
+            let stats = router.stats();
+            if i == 0 {
+                route.read_write_now += stats.open - stats.held.min(stats.open);
+            } else {
+                route.read_only_now += stats.open - stats.held.min(stats.open);
+            }
+            route.held_now += stats.held;
+            route.accepted_total += stats.total;
+            route.refused_total += stats.refused;
+            route.cut_total += stats.cut;
+            route.bytes_to_server_total += stats.bytes_to_server;
+            route.bytes_to_client_total += stats.bytes_to_client;
+        }
+        Snapshot {
+            record: shown.record.clone(),
+            me: shown.me.clone(),
+            raft_leader: shown.standing.leader.and_then(name_of),
+            raft: RaftView {
+                term: shown.standing.term,
+                voters: shown.standing.voters.clone(),
+                learners: shown.standing.learners.clone(),
+                applied: shown.standing.applied_index,
+                last_log: shown.standing.last_log_index,
+                contact_age_ms: quorum.then_some(0),
+            },
+            seen,
+            paths: shown.paths.clone(),
+            agent: AgentView {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                guard_pid: u32::try_from(shown.guard.guard_pid)
+                    .ok()
+                    .filter(|pid| *pid > 0 && shown.guard.connected),
+                uptime_ms: now.saturating_sub(shown.started),
+            },
+            route,
+            database_started_unix_ms: shown.guard.postmaster.as_ref().map(|p| {
+                let ago = now.saturating_sub(p.started_at.0 / 1_000_000);
+                clock::now_unix_ms().saturating_sub(ago)
+            }),
+            certificate_expires_unix_ms: self
+                .identity
+                .expires_at()
+                .duration_since(UNIX_EPOCH)
+                .ok()
+                .and_then(|d| u64::try_from(d.as_millis()).ok()),
+            now_unix_ms: clock::now_unix_ms(),
+        }
+    }
+
+    async fn act(&self, action: Action) -> Result<Done, ActionError> {
+        match action {
+            Action::Switchover { to, at_unix_ms } => {
+                self.switchover(Switchover { to, at_unix_ms }).await
+            }
+            Action::CancelSwitchover => {
+                self.agreed(Change::CancelSwitchover, "switchover cancelled".into()).await
+            }
+            Action::Failover { to, allow_data_loss } => self.failover(to, allow_data_loss).await,
+            Action::Pause => {
+                let message = "paused: nothing automatic happens until `sempre resume`";
+                self.agreed(Change::SetPaused(true), message.into()).await
+            }
+            Action::Resume => self.agreed(Change::SetPaused(false), "resumed".into()).await,
+            Action::Restart { member } => {
+                let what = format!("{member} was not restarted");
+                known(&self.record(), &member, &what)?;
+                let message = format!("restart of {member} requested");
+                self.agreed(Change::RequestRestart(member), message).await
+            }
+            Action::Reload => {
+                let _ = self.events.send(Event::Rewrite).await;
+                Ok(Done::said("the configuration is written and loaded again"))
+            }
+            Action::Reinit { member } => {
+                let what = format!("{member} gets no fresh copy");
+                let record = self.record();
+                known(&record, &member, &what)?;
+                if record.primary.as_ref() == Some(&member) {
+                    let why = format!("{member} is the primary");
+                    return Err(codes::IS_PRIMARY.error(what, why));
+                }
+                let message = format!("fresh copy for {member} requested");
+                self.agreed(Change::RequestReinit(member), message).await
+            }
+            Action::Remove { member, force } => self.remove(member, force).await,
+            Action::SetPolicy(changes) => {
+                let record = self.record();
+                let policy =
+                    apply_policy_changes(&record.policy, &changes).map_err(policy_error)?;
+                let change = Change::SetPolicy { policy: Box::new(policy), expect_version: None };
+                let keys: Vec<_> = changes.iter().map(|(k, v)| format!("{k} = {v}")).collect();
+                self.agreed(change, keys.join(", ")).await
+            }
+            Action::SetParameters(parameters) => self.set_parameters(parameters).await,
+            Action::SetHba(lines) => {
+                self.agreed(Change::SetHba { lines }, "pg_hba lines changed".into()).await
+            }
+            Action::IssueToken { ttl_seconds } => self.token(ttl_seconds).await,
+        }
+    }
+
+    async fn route(&self, after: u64, wait: Duration) -> serde_json::Value {
+        let mut table = self.table.clone();
+        if after != 0 {
+            let newer = table.wait_for(|t| t.version != after);
+            let _ = tokio::time::timeout(wait, newer).await;
+        }
+        let table = table.borrow().clone();
+        let shown = self.shown.borrow().clone();
+        let answer = sempre_route::TableAnswer {
+            member: shown.me.clone(),
+            confirmed: holds(&shown, table.generation),
+            table: (*table).clone(),
+        };
+        serde_json::to_value(answer).unwrap_or_default()
+    }
+
+    fn verify_route(&self, generation: u64) -> bool {
+        holds(&self.shown.borrow(), Generation(generation))
+    }
+}
+
+/// Asks this member's own loop, or the other member over the peer network.
+pub struct PeerVerifier {
+    pub peers: Arc<Peers>,
+    pub shown: watch::Receiver<Arc<Shown>>,
+}
+
+#[async_trait]
+impl Verifier for PeerVerifier {
+    async fn verify(&self, member: &MemberId, generation: Generation) -> bool {
+        let shown = self.shown.borrow().clone();
+        if *member == shown.me {
+            return holds(&shown, generation);
+        }
+        let Ok(body) = serde_json::to_vec(&generation) else { return false };
+        self.peers
+            .call(member, VERIFY, Bytes::from(body), VERIFY_WITHIN)
+            .await
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or(false)
+    }
+}
