@@ -1,1 +1,72 @@
-fn main() {}
+//! `sempre`: the members' daemon, and what operators type.
+//!
+//! ```text
+//! arguments ─▶ guard (before anything else) ─▶ member: init, join, run (as the system user)
+//!                                            ▶ show, act, config: asks the members over REST
+//!                                            ▶ route, demo
+//! ```
+
+mod act;
+mod arguments;
+mod change;
+mod config;
+mod connect;
+mod demo;
+mod fail;
+mod logs;
+mod member;
+mod privileges;
+mod route;
+mod show;
+mod terminal;
+
+use clap::Parser;
+use fail::Fail;
+use std::{path::Path, process::ExitCode};
+
+fn main() -> ExitCode {
+    // Started through /proc/self/exe, a guard would be listed as `exe`.
+    let _ = nix::sys::prctl::set_name(c"sempre");
+    // The guard wants to be alone in its process: one thread, little memory touched.
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == "guard")
+        && words.next().is_some_and(|word| word == "--dir")
+        && let Some(dir) = words.next()
+    {
+        return sempre_guard::main(Path::new(&dir));
+    }
+    let arguments = arguments::Arguments::parse();
+    let json = arguments.json;
+    match dispatch(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error.print(json);
+            ExitCode::from(error.exit)
+        }
+    }
+}
+
+fn dispatch(arguments: arguments::Arguments) -> Result<(), Fail> {
+    use arguments::Task;
+    let scene = connect::Scene { config: arguments.config, json: arguments.json };
+    match arguments.task {
+        Task::Init { cluster, set } => member::init(&scene, &cluster, &set),
+        Task::Join { token } => member::join(&scene, &token),
+        Task::Run(how) => member::run(&scene, &how),
+        Task::Guard { dir } => match sempre_guard::main(&dir) {
+            code if code == ExitCode::SUCCESS => Ok(()),
+            _ => Err(Fail::new("the guard ended", "its last words are above", "")),
+        },
+        Task::Demo(how) => demo::run(&scene, &how),
+        Task::Route { task: arguments::RouteTask::Run(how) } => route::run(&how),
+        task => connect::block_on(async {
+            match task {
+                Task::Status { watch } => show::status(&scene, watch).await,
+                Task::History => show::history(&scene).await,
+                Task::Events { follow } => show::events(&scene, follow).await,
+                Task::Config { task } => config::run(&scene, task).await,
+                task => act::run(&scene, task).await,
+            }
+        }),
+    }
+}

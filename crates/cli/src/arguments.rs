@@ -1,0 +1,227 @@
+//! What can be typed.
+
+use clap::{Args, Parser, Subcommand};
+use sempre_model::MemberId;
+use std::{net::SocketAddr, path::PathBuf};
+
+/// PostgreSQL, always on: redundancy, failover and routing in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "sempre", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong input, 3 refused, 4 nobody answers or no majority, 5 took too long."
+)]
+pub struct Arguments {
+    /// The member's config file
+    #[arg(
+        long,
+        global = true,
+        env = "SEMPRE_CONFIG",
+        default_value = "/etc/sempre/sempre.toml",
+        value_name = "FILE"
+    )]
+    pub config: PathBuf,
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub task: Task,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Task {
+    /// Try it: three members on this machine, real PostgreSQL, routing; Ctrl-C ends it all
+    Demo(DemoHow),
+    /// Make a cluster, with this member as its first
+    Init {
+        /// The cluster's name
+        #[arg(long, default_value = "main", value_name = "NAME")]
+        cluster: String,
+        /// A key of the policy, such as `durability=async` (docs/policy.md); may be repeated
+        #[arg(long, value_name = "KEY=VALUE")]
+        set: Vec<String>,
+    },
+    /// Print the right to join this cluster, good for one member
+    Token {
+        /// How long it is valid, such as `30min`, `1h`, `2d`
+        #[arg(long, default_value = "1h", value_name = "TIME")]
+        ttl: String,
+    },
+    /// Join a cluster, with a token that `sempre token` printed on one of its members
+    Join {
+        /// The token
+        token: String,
+    },
+    /// Run this member: the daemon
+    Run(RunHow),
+    /// Hold the lease deadline beside the database (started by `run`)
+    #[command(hide = true)]
+    Guard {
+        /// The folder of its socket
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Show who is what, how far behind, and the reason for anything odd
+    Status {
+        /// Draw it again each second
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Change the primary in an orderly way
+    Switchover {
+        /// The new primary; without: the best standby
+        #[arg(long, value_name = "MEMBER")]
+        to: Option<MemberId>,
+        /// Not before this time, such as `2026-01-31T03:00:00Z`
+        #[arg(long, value_name = "TIME", conflicts_with = "cancel")]
+        at: Option<String>,
+        /// Take back a switchover that has not begun
+        #[arg(long, conflicts_with = "to")]
+        cancel: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Replace the primary by hand
+    Failover {
+        /// The new primary
+        #[arg(long, value_name = "MEMBER")]
+        to: MemberId,
+        /// Even if acknowledged commits are lost
+        #[arg(long)]
+        allow_data_loss: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Do nothing automatically from now on
+    Pause,
+    /// End `pause`
+    Resume,
+    /// Restart the database of a member
+    Restart {
+        /// Whose
+        member: MemberId,
+    },
+    /// Have this member's database read its configuration again
+    Reload,
+    /// Give a member a fresh copy of the data
+    Reinit {
+        /// Whom
+        member: MemberId,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Take a member out of the cluster
+    Remove {
+        /// Whom
+        member: MemberId,
+        /// Even if it is the primary, or the majority is at stake
+        #[arg(long)]
+        force: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// The configuration that all members share: policy, PostgreSQL parameters, pg_hba lines
+    Config {
+        /// What to do with it.
+        #[command(subcommand)]
+        task: ConfigTask,
+    },
+    /// List the changes of primary
+    History,
+    /// List what happened
+    Events {
+        /// Go on with what happens from now on
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// The routing part alone
+    Route {
+        /// What to do.
+        #[command(subcommand)]
+        task: RouteTask,
+    },
+}
+
+/// `sempre config ...`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigTask {
+    /// Show it
+    Show,
+    /// Change policy keys (`lease_ttl_ms=3s`) and PostgreSQL parameters
+    /// (`postgresql.work_mem=64MB`; `postgresql.work_mem=` goes back to the server's own)
+    Set {
+        /// The changes
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        changes: Vec<String>,
+    },
+    /// Change all of it in an editor ($VISUAL, $EDITOR)
+    Edit,
+}
+
+/// `sempre route ...`.
+#[derive(Debug, Subcommand)]
+pub enum RouteTask {
+    /// Lead PostgreSQL clients on this machine to the right member
+    Run(RouteHow),
+}
+
+/// `sempre route run ...`.
+#[derive(Debug, Args)]
+pub struct RouteHow {
+    /// REST addresses of members, one or more of each; further members are learned from them
+    #[arg(long, value_delimiter = ',', required = true, value_name = "HOST:PORT,...")]
+    pub members: Vec<String>,
+    /// Lead to the primary from here
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6432")]
+    pub read_write: SocketAddr,
+    /// Spread over standbys from here
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6433")]
+    pub read_only: SocketAddr,
+    /// How logs look
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// `sempre run ...`.
+#[derive(Debug, Args)]
+pub struct RunHow {
+    /// When told to stop, stop the database and its guard too (else both go on)
+    #[arg(long)]
+    pub stop_database: bool,
+    /// How logs look; SEMPRE_LOG filters them (`debug`, `sempre_agent=trace,info`)
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+    /// Stop, with the database, when standard input ends: for a supervisor that must not leave
+    /// anything behind, whatever ends it
+    #[arg(long, hide = true)]
+    pub stop_with_input: bool,
+}
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub enum LogFormat {
+    /// A line of text.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// `sempre demo ...`.
+#[derive(Debug, Args)]
+pub struct DemoHow {
+    /// Keep everything here; without: in a temporary folder that goes at the end
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// The first port: routing has this and the next, member i those from +10*i
+    #[arg(long, default_value_t = 7400, value_name = "PORT")]
+    pub base_port: u16,
+    /// How many members
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=7))]
+    pub members: u8,
+}

@@ -1,0 +1,29 @@
+//! Logs of what runs for long, to standard error.
+
+use crate::arguments::LogFormat;
+use std::io;
+use tracing_subscriber::EnvFilter;
+
+/// Filters logs, as `RUST_LOG` does elsewhere.
+const VARIABLE: &str = "SEMPRE_LOG";
+
+/// Begins to log. A filter that cannot be read is named, and `info` used.
+pub fn start(format: LogFormat, default: &str) {
+    let wished = std::env::var(VARIABLE).unwrap_or_else(|_| default.to_owned());
+    let (filter, bad) = match EnvFilter::try_new(&wished) {
+        Ok(filter) => (filter, None),
+        Err(error) => (EnvFilter::new(default), Some(error)),
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(crate::terminal::colours_on_stderr());
+    // Tests may have set one already; then theirs stays.
+    let _ = match format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    if let Some(error) = bad {
+        tracing::warn!(%error, "{VARIABLE} cannot be read; using `{default}`");
+    }
+}
