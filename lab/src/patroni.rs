@@ -86,7 +86,8 @@ impl Patroni {
             "no Patroni in {}; run scripts/peers.sh",
             options.environment.display()
         );
-        let base = Base::new(3)?;
+        let mut base = Base::new(3)?;
+        base.sync_standbys = if options.synchronous { 2 } else { 0 };
         let mut rig = Self { base, options: options.clone(), agents: BTreeMap::new() };
         match rig.form().await {
             Ok(()) => Ok(rig),

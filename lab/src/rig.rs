@@ -43,6 +43,11 @@ pub struct MemberView {
 }
 
 impl MemberView {
+    /// Do commits wait for it, alone or with others?
+    pub fn counts_for_commits(&self) -> bool {
+        matches!(self.role.as_str(), "sync_standby" | "quorum_standby")
+    }
+
     /// Is it the primary?
     pub fn leads(&self) -> bool {
         matches!(self.role.as_str(), "leader" | "primary" | "master")
@@ -62,6 +67,8 @@ pub struct Base {
     pub root: PathBuf,
     /// Leave the files when dropped.
     pub keep: bool,
+    /// How many standbys must count for commits before the cluster is whole.
+    pub sync_standbys: usize,
     children: Vec<(String, Child)>,
 }
 
@@ -78,7 +85,15 @@ impl Base {
             .iter()
             .map(|host| Ok((host.clone(), topology.station(host)?)))
             .collect::<Result<_>>()?;
-        Ok(Self { topology, app, stations, root, keep: false, children: Vec::new() })
+        Ok(Self {
+            topology,
+            app,
+            stations,
+            root,
+            keep: false,
+            sync_standbys: 0,
+            children: Vec::new(),
+        })
     }
 
     /// Starts a program on `host` that goes on by itself; what it says is added to `logs/LOG`.
@@ -223,7 +238,8 @@ pub async fn leader(base: &Base) -> Option<String> {
 }
 
 /// What is missing for the cluster to be whole: all members see one running primary, the same,
-/// and all others streaming.
+/// all others streaming, and enough of them counting for commits. Without the last, a fault could
+/// come while nobody may be promoted, and the stall would say nothing.
 pub async fn missing(base: &Base) -> Option<String> {
     let mut leaders = Vec::new();
     for (host, view) in views(base).await {
@@ -237,6 +253,11 @@ pub async fn missing(base: &Base) -> Option<String> {
                 let (name, role, state) = (&member.name, &member.role, &member.state);
                 return Some(format!("{host} sees {name} ({role}) {state}, not {wanted}"));
             }
+        }
+        let counting = view.iter().filter(|m| m.counts_for_commits()).count();
+        if counting < base.sync_standbys {
+            let wanted = base.sync_standbys;
+            return Some(format!("{host} sees {counting} standbys count, not {wanted}"));
         }
         leaders.extend(view.into_iter().filter(MemberView::leads).map(|m| m.name));
         match leaders.as_slice() {

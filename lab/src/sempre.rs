@@ -69,7 +69,8 @@ impl Drop for Cluster {
 impl Cluster {
     /// Forms a cluster and waits until it is whole. On an error its files stay, and the error says where.
     pub async fn start(options: &Options) -> Result<Self> {
-        let base = Base::new(options.members)?;
+        let mut base = Base::new(options.members)?;
+        base.sync_standbys = sync_standbys(options);
         let binary = base.root.join("sempre");
         fs::copy(&options.binary, &binary)
             .with_context(|| format!("no sempre at {}", options.binary.display()))?;
@@ -181,6 +182,14 @@ impl Cluster {
             database: "postgres".into(),
         }
     }
+}
+
+/// The size of the sync set under the default policy (one, and one to spare); 0, which is not
+/// looked at, where that is changed.
+fn sync_standbys(options: &Options) -> usize {
+    let changed =
+        options.settings.iter().any(|s| s.starts_with("sync_") || s.starts_with("durability"));
+    if changed { 0 } else { 2.min(options.members.saturating_sub(1)) }
 }
 
 /// `sempre` built in release mode, next to the workspace's other results.

@@ -1,6 +1,9 @@
 //! `cargo xtask bench`: the same faults in `sempre` and in Patroni, in turn, under the same load.
 
-use crate::lab::{self, Start};
+use crate::{
+    lab::{self, Start},
+    overhead,
+};
 use anyhow::Result;
 use sempre_lab::{
     faults::Fault,
@@ -39,6 +42,12 @@ pub struct Arguments {
     /// Only this make
     #[arg(long, value_enum)]
     only: Option<lab::Make>,
+    /// Measure what an idle cluster takes, instead of causing faults
+    #[arg(long)]
+    idle: bool,
+    /// Measure commits a second against plain PostgreSQL, instead of causing faults
+    #[arg(long, conflicts_with = "idle")]
+    throughput: bool,
     /// Print the runs as JSON, a line each, instead of the tables
     #[arg(long)]
     json: bool,
@@ -55,6 +64,14 @@ pub fn main(arguments: &Arguments) -> Result<bool> {
     if arguments.only != Some(lab::Make::Sempre) {
         let profile = if arguments.patroni_default { Profile::Default } else { Profile::Tuned };
         makes.push((lab::patroni(profile, !arguments.patroni_async)?, Acceptance::Durable));
+    }
+    if arguments.idle {
+        let starts: Vec<Start> = makes.into_iter().map(|(start, _)| start).collect();
+        return overhead::idle(&starts, arguments.json);
+    }
+    if arguments.throughput {
+        let starts: Vec<Start> = makes.into_iter().map(|(start, _)| start).collect();
+        return overhead::throughput(&starts, arguments.runs, arguments.json);
     }
     let runs = scope::run(all(&makes, &faults, arguments.runs))?;
     if arguments.json {

@@ -5,6 +5,7 @@
 
 mod bench;
 mod lab;
+mod overhead;
 mod project;
 mod sim;
 mod suites;

@@ -1,52 +1,68 @@
-//! Plain PostgreSQL: a primary, and a standby made with `pg_basebackup`.
+//! Plain PostgreSQL: a primary `h1`, and standbys made with `pg_basebackup`. Nobody manages it.
+//!
+//! It is what the checkers are tried on, and what throughput is compared with.
 
-use anyhow::{Context, Result};
-use sempre_lab::{
+use crate::{
     client::Target,
     probe,
     rig::{Base, DATABASE_PORT, postgres_bin, wait_until},
     shell,
     topology::Net,
 };
+use anyhow::{Context, Result};
 use std::{fs, process::Command, time::Duration};
 
 const USER: &str = "postgres";
 const DEADLINE: Duration = Duration::from_secs(30);
+const HBA: &str = "local all all trust\nhost all all all trust\nhost replication all all trust\n";
 
-pub fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("not root: network namespaces cannot be made, nothing is tested");
-    }
-    root
-}
-
+/// Running databases; everything goes when it is dropped.
+#[derive(Debug)]
 pub struct Plain {
+    /// The hosts.
     pub base: Base,
 }
 
 impl Plain {
-    /// `h1` a primary, and `h2` its asynchronous standby if wished.
-    pub async fn start(standby: bool) -> Result<Self> {
-        let mut plain = Self { base: Base::new(2)? };
-        for host in ["h1", "h2"] {
+    /// `hosts` hosts, `h1` a primary. With `standbys`, all others stream from it.
+    pub async fn start(hosts: usize, standbys: bool) -> Result<Self> {
+        let mut plain = Self { base: Base::new(hosts)? };
+        let hosts = plain.base.topology.hosts().to_vec();
+        for host in &hosts {
             plain.base.folder(host, USER)?;
         }
-        plain.on("h1", "initdb", &["-A", "trust", "-U", "postgres", "-D", &plain.data("h1")])?;
-        let hba = "local all all trust\nhost all all all trust\nhost replication all all trust\n";
-        fs::write(format!("{}/pg_hba.conf", plain.data("h1")), hba)?;
+        plain.on(
+            "h1",
+            "initdb",
+            &["-A", "trust", "-U", "postgres", "-k", "-D", &plain.data("h1")],
+        )?;
+        fs::write(format!("{}/pg_hba.conf", plain.data("h1")), HBA)?;
         plain.run("h1").await?;
         plain
             .ask("h1", &format!("create table {} (at timestamptz default now())", probe::TABLE))
             .await?;
-        if standby {
+        for host in hosts.iter().skip(1).filter(|_| standbys) {
             let from = plain.base.topology.address("h1", Net::A).to_string();
-            let data = plain.data("h2");
-            let copy = ["-h", &from, "-U", "postgres", "-D", &data, "-R", "-c", "fast"];
-            plain.on("h2", "pg_basebackup", &copy)?;
-            plain.run("h2").await?;
+            let conninfo = format!("host={from} user=postgres application_name={host}");
+            let data = plain.data(host);
+            plain.on(host, "pg_basebackup", &["-d", &conninfo, "-D", &data, "-R", "-c", "fast"])?;
+            plain.run(host).await?;
         }
         Ok(plain)
+    }
+
+    /// Makes commits wait for one of the standbys.
+    pub async fn synchronous(&self) -> Result<()> {
+        let names = self.base.topology.hosts()[1..].join(", ");
+        self.ask("h1", &format!("alter system set synchronous_standby_names = 'ANY 1 ({names})'"))
+            .await?;
+        self.ask("h1", "select pg_reload_conf()").await?;
+        wait_until("standbys count", DEADLINE, async || {
+            let query = "select count(*) from pg_stat_replication where sync_state = 'quorum'";
+            let wanted = self.base.topology.hosts().len() - 1;
+            self.ask("h1", query).await.is_ok_and(|n| n == Some(wanted.to_string()))
+        })
+        .await
     }
 
     fn data(&self, host: &str) -> String {
@@ -54,7 +70,7 @@ impl Plain {
     }
 
     fn command(&self, host: &str, program: &str) -> Command {
-        let bin = postgres_bin().unwrap();
+        let bin = postgres_bin().unwrap_or_default();
         self.base.topology.command(host, Some(USER), bin.join(program))
     }
 
@@ -75,6 +91,7 @@ impl Plain {
         .await
     }
 
+    /// The database of one host.
     pub fn target(&self, host: &str) -> Target {
         Target {
             address: (self.base.topology.address(host, Net::A), DATABASE_PORT).into(),
@@ -98,10 +115,12 @@ impl Plain {
         self.base.stations[host].run(task).await
     }
 
+    /// Promotes a standby, whatever else is going on.
     pub async fn promote(&self, host: &str) -> Result<()> {
         self.ask(host, "select pg_promote()").await.map(drop)
     }
 
+    /// Rows of a table.
     pub async fn count(&self, host: &str, table: &str) -> Result<i64> {
         let answer = self.ask(host, &format!("select count(*) from {table}")).await?;
         Ok(answer.context("no count")?.parse()?)
