@@ -290,6 +290,13 @@ impl Looper {
         }
         self.state.busy = None;
         self.news = true;
+        // What the job did to the guard is known before the next step is chosen.
+        let status = self.guard.status().borrow().clone();
+        self.take_guard(status);
+        if job == Job::Bootstrap {
+            // Its outcome shows in the record in a moment.
+            self.state.retry_at = now + 1_000;
+        }
         match result {
             Ok(done) => {
                 let done = *done;
@@ -313,7 +320,10 @@ impl Looper {
                 self.state.hand_over_ready |= done.hand_over_ready;
                 if done.checked {
                     self.state.not_streaming_since = None;
-                    self.state.retry_at = now + 1_000;
+                    if self.state.guard.postmaster.is_some() {
+                        // It fits, so what keeps it from streaming needs time, not comparing.
+                        self.state.retry_at = now + 1_000;
+                    }
                 }
                 for change in done.propose {
                     self.propose("step-done", change);

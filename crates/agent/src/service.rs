@@ -319,7 +319,7 @@ impl Backend for Service {
             .filter(|h| shown.standing.voters.contains(&h.observation.node))
             .count();
         let quorum =
-            shown.standing.leader.is_some() && reachable >= shown.standing.voters.len() / 2 + 1;
+            shown.standing.leader.is_some() && reachable > shown.standing.voters.len() / 2;
         let mut route = RouteCounters::default();
         for (i, router) in self.routers.lock().unwrap_or_else(|e| e.into_inner()).iter().enumerate()
         {
