@@ -54,6 +54,7 @@ impl Instance {
         self.refuse_running("replace")?;
         self.prepare_dirs()?;
         let (work, data_dir) = (self.clone_dir(), &self.layout.data_dir);
+        command::end_strays(&work).await?;
         files::remove_tree(&work)?;
         if let Some(parent) = work.parent() {
             files::private_dir(parent)?;
@@ -97,6 +98,7 @@ impl Instance {
         tool.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let program = self.installation.program("pg_basebackup");
         let mut child = tool.spawn().map_err(Error::io("start", &program))?;
+        let group = command::Group::of(&child);
         let mut text = String::new();
         if let Some(stderr) = child.stderr.take() {
             let mut stderr = BufReader::new(stderr);
@@ -122,6 +124,7 @@ impl Instance {
             }
         }
         let status = child.wait().await.map_err(Error::io("wait for", &program))?;
+        group.ended();
         if status.success() {
             return Ok(());
         }

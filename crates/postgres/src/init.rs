@@ -32,6 +32,7 @@ impl Instance {
             }
         }
         let work = self.init_dir();
+        command::end_strays(&work).await?;
         files::remove_tree(&work)?;
         if let Some(parent) = work.parent() {
             files::private_dir(parent)?;

@@ -139,11 +139,11 @@ impl Instance {
 
 /// Did `pg_rewind` refuse before it changed anything?
 fn is_refusal(output: &str) -> bool {
-    [
-        "could not connect",
-        "connection to server",
+    let began = output.contains("rewinding from");
+    let refused = [
+        "could not connect to server",
+        "connection to server at",
         "source and target cluster",
-        "source and target clusters",
         "must be shut down",
         "could not find common ancestor",
         "could not find previous WAL record",
@@ -151,5 +151,6 @@ fn is_refusal(output: &str) -> bool {
         "password authentication failed",
     ]
     .iter()
-    .any(|words| output.contains(words))
+    .any(|words| output.contains(words));
+    refused && !began
 }

@@ -1,0 +1,9 @@
+//! Against real PostgreSQL servers. As root, all of it runs as system user `postgres`.
+
+mod adopting;
+mod configuring;
+mod fencing;
+mod inspecting;
+mod rejoining;
+mod servers;
+mod wal_ends;
