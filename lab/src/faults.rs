@@ -49,6 +49,10 @@ pub enum Fault {
     AgentPaused,
     /// The primary's guard is killed.
     GuardKilled,
+    /// The primary's guard is stopped without ending.
+    GuardPaused,
+    /// The process that watches the primary's guard is killed.
+    WardenKilled,
     /// Of the packets from and to the primary 30 % are lost.
     PacketLoss,
     /// All hosts lose their power at once and come back.
@@ -79,7 +83,7 @@ const fn facts(
 }
 
 /// All of them, in the order they are run.
-const FACTS: [Facts; 18] = [
+const FACTS: [Facts; 20] = [
     facts(Fault::Switchover, "switchover", Some(300), 2_000, "planned switchover"),
     facts(Fault::DatabaseKilled, "db-killed", Some(1_000), 3_000, "primary's database killed"),
     facts(Fault::HostLost, "host-lost", Some(3_000), 3_000, "primary's host loses power"),
@@ -95,6 +99,8 @@ const FACTS: [Facts; 18] = [
     facts(Fault::AgentGone, "agent-gone", Some(3_000), 6_000, "agent killed for a while"),
     facts(Fault::AgentPaused, "agent-paused", Some(3_000), 6_000, "agent stopped (SIGSTOP)"),
     facts(Fault::GuardKilled, "guard-killed", Some(3_000), 4_000, "guard killed"),
+    facts(Fault::GuardPaused, "guard-paused", Some(3_000), 6_000, "guard stopped (SIGSTOP)"),
+    facts(Fault::WardenKilled, "warden-killed", Some(3_000), 4_000, "guard's warden killed"),
     facts(Fault::PacketLoss, "packet-loss", None, 6_000, "30 % of the primary's packets lost"),
     facts(Fault::PowerCycle, "power-cycle", None, 3_000, "all hosts lose power and come back"),
     // Last: it needs a cluster with disks of its own.
@@ -141,6 +147,8 @@ impl Fault {
     pub fn unsuitable(self, rig: &dyn Rig, primary: &str) -> Option<&'static str> {
         match self {
             Fault::GuardKilled if rig.guard(primary).is_none() => Some("there is no guard"),
+            Fault::GuardPaused if rig.guard(primary).is_none() => Some("there is no guard"),
+            Fault::WardenKilled if rig.warden(primary).is_none() => Some("there is no warden"),
             Fault::DiskFull if rig.fill_disk_possible() => None,
             Fault::DiskFull => Some("no disks of its own"),
             Fault::NetworkALost | Fault::NetworkBLost if rig.make() != "sempre" => {
@@ -181,6 +189,13 @@ impl Fault {
             Fault::GuardKilled => {
                 kill(rig.guard(primary).context("there is no guard to kill")?.pid).await
             }
+            Fault::GuardPaused => {
+                let guard = rig.guard(primary).context("there is no guard to stop")?;
+                process::signal(guard.pid, Signal::STOP)
+            }
+            Fault::WardenKilled => {
+                kill(rig.warden(primary).context("there is no warden to kill")?.pid).await
+            }
             Fault::PowerCycle => {
                 let hosts = topology.hosts().to_vec();
                 // All at one instant: nobody sees another one go first.
@@ -206,6 +221,7 @@ impl Fault {
             | Fault::DatabaseKilled
             | Fault::AgentKilled
             | Fault::GuardKilled
+            | Fault::WardenKilled
             | Fault::PowerCycle => Ok(()),
             Fault::HostLost | Fault::StandbyLost => {
                 let host = if self == Fault::HostLost { primary } else { standby };
@@ -221,6 +237,11 @@ impl Fault {
             | Fault::NetworkBLost => rig.base().topology.links().restore(),
             Fault::Hung => rig::signal_database(rig.base(), primary, Signal::CONT),
             Fault::DiskFull => rig.empty_disk(primary),
+            // It may be gone meanwhile, killed by its warden.
+            Fault::GuardPaused => match rig.guard(primary) {
+                Some(guard) => process::signal(guard.pid, Signal::CONT),
+                None => Ok(()),
+            },
             Fault::AgentGone => rig.start_agent(primary).await,
             Fault::AgentPaused => process::signal(rig.agent(primary)?.pid, Signal::CONT),
         }

@@ -293,6 +293,10 @@ impl Rig for Patroni {
         None
     }
 
+    fn warden(&self, _host: &str) -> Option<Process> {
+        None
+    }
+
     fn fill_disk_possible(&self) -> bool {
         false
     }

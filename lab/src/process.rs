@@ -18,6 +18,8 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 pub struct Process {
     /// Its id, in the namespace we see.
     pub pid: u32,
+    /// Whose child it is.
+    pub parent: u32,
     /// The kernel's short name of it.
     pub name: String,
     /// Its arguments, separated by spaces.
@@ -41,13 +43,15 @@ pub fn in_namespace(namespace: &Path) -> Vec<Process> {
 /// What `/proc` says of a process; none if it is gone.
 pub fn describe(pid: u32) -> Option<Process> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    if status.lines().any(|l| l.starts_with("State:") && l.contains('Z')) {
+    let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    if field("State:")?.starts_with('Z') {
         return None;
     }
+    let parent = field("PPid:")?.parse().ok()?;
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().to_owned();
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ").trim().to_owned();
-    Some(Process { pid, name, arguments })
+    Some(Process { pid, parent, name, arguments })
 }
 
 /// Sends one signal. A process that is gone already is no error.

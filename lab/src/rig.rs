@@ -183,8 +183,10 @@ pub trait Rig {
     async fn start_agent(&mut self, host: &str) -> Result<()>;
     /// The process that manages a host's database.
     fn agent(&self, host: &str) -> Result<Process>;
-    /// The process beside it that watches the lease; none if this make has no such thing.
+    /// The process beside it that holds the lease; none if this make has no such thing.
     fn guard(&self, host: &str) -> Option<Process>;
+    /// The process that watches the guard; none if this make has no such thing.
+    fn warden(&self, host: &str) -> Option<Process>;
     /// Do members have disks of their own, that can be filled?
     fn fill_disk_possible(&self) -> bool;
     /// Fills the disk of a member; an error if this rig has no disks of its own.

@@ -160,6 +160,13 @@ impl Cluster {
         shell::run(&mut psql).context("could not make the role of the application").map(drop)
     }
 
+    /// The guard and the warden, its parent.
+    fn guards(&self, host: &str) -> Vec<Process> {
+        let mut found = self.base.named(host, "sempre");
+        found.retain(|p| p.arguments.split(' ').any(|word| word == "guard"));
+        found
+    }
+
     fn start_route(&mut self) -> Result<()> {
         let topology = &self.base.topology;
         let members: Vec<String> = Net::ALL
@@ -243,12 +250,13 @@ impl Rig for Cluster {
     }
 
     fn guard(&self, host: &str) -> Option<Process> {
-        let agent = self.agents.get(host).copied();
-        let mut found =
-            self.base.named(host, "sempre").into_iter().filter(|p| {
-                Some(p.pid) != agent && p.arguments.split(' ').any(|word| word == "guard")
-            });
-        found.next()
+        let both = self.guards(host);
+        both.iter().find(|guard| both.iter().any(|p| p.pid == guard.parent)).cloned()
+    }
+
+    fn warden(&self, host: &str) -> Option<Process> {
+        let both = self.guards(host);
+        both.iter().find(|warden| both.iter().any(|p| p.parent == warden.pid)).cloned()
     }
 
     fn fill_disk_possible(&self) -> bool {
