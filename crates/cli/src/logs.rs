@@ -6,9 +6,19 @@ use tracing_subscriber::EnvFilter;
 
 /// Filters logs, as `RUST_LOG` does elsewhere.
 const VARIABLE: &str = "SEMPRE_LOG";
+/// What is logged unless wished otherwise. Raft's own words matter only when it goes wrong.
+const DEFAULT: &str = "info,openraft=warn";
 
-/// Begins to log. A filter that cannot be read is named, and `info` used.
-pub fn start(format: LogFormat, default: &str) {
+/// For what runs in front of a person.
+pub const QUIET: &str = "warn";
+
+/// Begins to log, as a daemon.
+pub fn start(format: LogFormat) {
+    start_with(format, DEFAULT);
+}
+
+/// Begins to log. A filter that cannot be read is named, and the default used.
+pub fn start_with(format: LogFormat, default: &str) {
     let wished = std::env::var(VARIABLE).unwrap_or_else(|_| default.to_owned());
     let (filter, bad) = match EnvFilter::try_new(&wished) {
         Ok(filter) => (filter, None),

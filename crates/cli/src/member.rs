@@ -89,7 +89,7 @@ pub fn join(scene: &Scene, token: &str) -> Result<(), Fail> {
 pub fn run(scene: &Scene, how: &RunHow) -> Result<(), Fail> {
     let config = scene.read_config()?;
     privileges::become_member(&config)?;
-    logs::start(how.log_format, "info");
+    logs::start(how.log_format);
     let name = config.name.clone();
     connect::block_on_threads(async {
         let (stop_in, stop) = watch::channel(false);

@@ -48,7 +48,7 @@ fn failed(error: RouteError) -> Fail {
 /// `sempre route run`.
 pub fn run(how: &RouteHow) -> Result<(), Fail> {
     let members = how.members.iter().map(|text| split(text)).collect::<Result<_, _>>()?;
-    logs::start(how.log_format, "info");
+    logs::start(how.log_format);
     connect::block_on_threads(async {
         let routing = Routing::start(members, how.read_write, how.read_only)?;
         tracing::info!(read_write = %how.read_write, read_only = %how.read_only, "routing");

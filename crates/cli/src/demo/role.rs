@@ -1,0 +1,75 @@
+//! The role and the database that the demo's clients use.
+
+use crate::fail::Fail;
+use rand::RngExt;
+use sempre_agent::Config;
+use std::net::SocketAddr;
+use tokio_postgres::NoTls;
+
+/// Characters of a password that need no escaping in a DSN.
+const ALPHABET: &[u8] = b"abcdefghijkmnopqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789";
+/// Its length: more than 130 bits.
+const LENGTH: usize = 24;
+/// The role, and its database.
+const NAME: &str = "demo";
+
+/// How clients log in.
+pub struct Login {
+    password: String,
+}
+
+impl Login {
+    /// With a random password.
+    pub fn new() -> Self {
+        let mut random = rand::rng();
+        let password = (0..LENGTH)
+            .map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]))
+            .collect();
+        Self { password }
+    }
+
+    /// The DSN of an address.
+    pub fn dsn(&self, address: SocketAddr) -> String {
+        format!("postgresql://{NAME}:{}@{address}/{NAME}", self.password)
+    }
+}
+
+/// Who may log in: this machine only, with a password.
+pub fn hba() -> Vec<String> {
+    [
+        "local all all peer",
+        "host all all 127.0.0.0/8 scram-sha-256",
+        "host replication all 127.0.0.0/8 scram-sha-256",
+    ]
+    .map(String::from)
+    .into()
+}
+
+/// Makes the role and its database, through the member's private socket.
+pub async fn make(config: &Config, admin: &str, login: &Login) -> Result<(), Fail> {
+    let failed = |error: tokio_postgres::Error| {
+        let why = error.as_db_error().map_or_else(|| error.to_string(), |db| db.to_string());
+        Fail::new("the demo's role was not made", why, "")
+    };
+    let (client, connection) = tokio_postgres::Config::new()
+        .host_path(config.dir.join("run"))
+        .port(config.ports.database)
+        .user("sempre")
+        .password(admin)
+        .dbname("postgres")
+        .connect(NoTls)
+        .await
+        .map_err(failed)?;
+    let connection = tokio::spawn(connection);
+    for statement in [
+        format!("CREATE ROLE {NAME} LOGIN PASSWORD '{}'", login.password),
+        // To see replication, and what others do.
+        format!("GRANT pg_monitor TO {NAME}"),
+        format!("CREATE DATABASE {NAME} OWNER {NAME}"),
+    ] {
+        client.batch_execute(&statement).await.map_err(failed)?;
+    }
+    drop(client);
+    let _ = connection.await;
+    Ok(())
+}
