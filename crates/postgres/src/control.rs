@@ -163,8 +163,10 @@ impl Instance {
             return Err(command::failed("pg_controldata".into(), &output.status, &text));
         }
         let text = String::from_utf8_lossy(&output.stdout);
-        // A damaged control file is only warned of, and its values shown all the same.
-        if text.contains("WARNING: Calculated CRC checksum does not match") {
+        // A damaged control file is only warned of (since version 17 on standard error), and its
+        // values are shown all the same.
+        let warnings = String::from_utf8_lossy(&output.stderr);
+        if [&text, &warnings].iter().any(|t| t.contains("CRC checksum does not match")) {
             return Err(Error::DataDir {
                 doing: "trust the control file of",
                 data_dir: data_dir.to_owned(),
