@@ -14,7 +14,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use sempre_decide::member::{DataDir, Step};
-use sempre_guard::{GuardClient, Lease, StartRequest};
+use sempre_guard::{GuardClient, GuardError, Lease, StartRequest};
 use sempre_model::{Generation, Lsn, MemberId, Record, command::Change, record::Fenced};
 use sempre_postgres::{
     self as postgres, Installation, Instance, Layout, ServerRole, Session, Settings, Upstream,
@@ -46,6 +46,8 @@ pub enum Job {
     SampleRecovered,
     /// The flush position after a change of the sync set took effect.
     SampleSync,
+    /// Replication slots, and parameters that wait for a restart.
+    HouseKeeping { positions: BTreeMap<MemberId, Lsn> },
     /// Look at the data directory.
     Inspect,
     /// End a walsender whose network is lost.
@@ -73,6 +75,7 @@ impl Job {
             Job::ReadFence => "read fence",
             Job::SampleRecovered => "sample recovered position",
             Job::SampleSync => "sample sync position",
+            Job::HouseKeeping { .. } => "housekeeping",
             Job::Inspect => "inspect",
             Job::CutWalsender { .. } => "cut walsender",
         }
@@ -127,6 +130,8 @@ pub struct Done {
     pub hand_over_ready: bool,
     /// The WAL fits the upstream's.
     pub checked: bool,
+    /// Parameters that wait for a restart.
+    pub pending_restart: Option<Vec<String>>,
     /// To be proposed.
     pub propose: Vec<Change>,
 }
@@ -294,6 +299,16 @@ impl Executor {
             let _ = tokio::time::timeout(Duration::from_secs(10), gone).await;
         }
         let _ = self.guard.quit(true, GUARD_WITHIN).await;
+    }
+
+    /// A guard that does not answer cannot be relied on: it is ended, with its database, and a
+    /// new one takes over.
+    pub async fn replace_silent_guard<T>(&self, answer: Result<T, GuardError>) -> Result<T> {
+        if let Err(GuardError::NoAnswer { .. }) = &answer {
+            tracing::error!("the guard does not answer; it is replaced");
+            GuardClient::kill_guard(self.guard.dir()).await?;
+        }
+        Ok(answer?)
     }
 
     /// The private connection to the running server.

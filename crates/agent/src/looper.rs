@@ -41,6 +41,11 @@ const BEAT_DEADLINE: u32 = 3;
 /// After a primary's configuration changed, walsenders take a moment to read it. The position
 /// that a change of the relied set waits for is sampled this much later, ms.
 const SYNC_SETTLE_MS: u64 = 300;
+/// A guard that is given a renewed lease and does not answer in this time is replaced: without
+/// renewals it ends the database anyway.
+const RENEW_WITHIN: Duration = Duration::from_secs(3);
+/// Between two rounds of housekeeping, ms.
+const HOUSEKEEPING_MS: u64 = 10_000;
 
 /// Something happened.
 pub enum Event {
@@ -98,6 +103,7 @@ pub struct Looper {
     pub last_beat: Millis,
     pub news: bool,
     pub sync_written_at: Millis,
+    pub kept_house_at: Millis,
     pub reconnecting: bool,
     pub missed: BTreeMap<(MemberId, usize), u32>,
     pub table_key: Option<Table>,
@@ -223,13 +229,15 @@ impl Looper {
 
     fn take_guard(&mut self, status: GuardStatus) {
         let had = self.state.guard.postmaster.take();
-        let crashed = status
+        // A guard that was killed has no last words, and takes its database along.
+        let asked_for = status
             .last_exit
             .as_ref()
-            .is_some_and(|e| !e.asked_for && had.as_ref().is_some_and(|h| h.pid == e.pid));
+            .is_some_and(|e| e.asked_for && had.as_ref().is_some_and(|h| h.pid == e.pid));
+        let crashed = !asked_for;
         if had.is_some() && status.postmaster.is_none() {
             self.news = true;
-            if crashed || !status.connected {
+            if crashed {
                 let why = status.last_exit.as_ref().map_or("its guard is gone".into(), |e| {
                     if e.by_lease {
                         "its lease ended, so the guard ended it".into()
@@ -317,6 +325,16 @@ impl Looper {
                 if done.settings_written {
                     self.state.settings_differ = false;
                 }
+                if matches!(
+                    job,
+                    Job::Step(member::Step::Clone { .. } | member::Step::Rejoin { .. })
+                ) {
+                    // Copies and rewinds bring no slots along.
+                    self.state.settings_differ = true;
+                }
+                if let Some(pending) = done.pending_restart {
+                    self.state.pending_restart = pending;
+                }
                 self.state.hand_over_ready |= done.hand_over_ready;
                 if done.checked {
                     self.state.not_streaming_since = None;
@@ -345,10 +363,10 @@ impl Looper {
             return;
         }
         let lease = self.lease(generation, until);
-        let guard = self.guard.clone();
+        let executor = self.executor.clone();
         tokio::spawn(async move {
-            let within = Duration::from_millis(500);
-            if let Err(error) = guard.renew(lease, within).await {
+            let renewed = executor.guard.renew(lease, RENEW_WITHIN).await;
+            if let Err(error) = executor.replace_silent_guard(renewed).await {
                 tracing::warn!(%error, "the guard did not take the renewed lease");
             }
         });
@@ -515,6 +533,21 @@ impl Looper {
             Role::Primary => self.stale_walsender(now),
             Role::Unknown => None,
         }
+        .or_else(|| self.housekeeping(now))
+    }
+
+    fn housekeeping(&self, now: Millis) -> Option<Job> {
+        if self.state.record.phase != Phase::Serving || now < self.kept_house_at + HOUSEKEEPING_MS {
+            return None;
+        }
+        let lsn = |h: &sempre_decide::Heard| h.observation.database.as_ref().map(|d| d.lsn);
+        let positions = self
+            .state
+            .heard
+            .iter()
+            .filter_map(|(name, heard)| Some((name.clone(), lsn(heard)?)))
+            .collect();
+        Some(Job::HouseKeeping { positions })
     }
 
     /// The address a standby streams from is on a lost network, and another works.
@@ -551,6 +584,9 @@ impl Looper {
 
     fn start(&mut self, job: Job) {
         let now = clock::now_ms();
+        if matches!(job, Job::HouseKeeping { .. }) {
+            self.kept_house_at = now;
+        }
         let generation = self.state.record.generation;
         let lease = self.state.lease_until(now).map(|until| self.lease(generation, until));
         let task = self.executor.clone().prepare(
@@ -587,6 +623,16 @@ impl Looper {
                 paths.sort();
                 (m.name.clone(), paths.into_iter().map(|(_, _, host)| host).collect())
             })
+            .collect()
+    }
+
+    /// Addresses that cannot be reached from here while their owner lives.
+    fn dead_hosts(&self, now: Millis) -> Vec<String> {
+        let members = self.state.record.members.values();
+        members
+            .flat_map(|m| m.paths.iter().enumerate().map(move |(i, p)| (m, i, p)))
+            .filter(|(m, i, _)| self.lost(&m.name, *i, now))
+            .map(|(_, _, p)| p.host.clone())
             .collect()
     }
 
@@ -641,7 +687,8 @@ impl Looper {
             started: self.state.started,
         };
         self.shown.send_replace(Arc::new(shown));
-        let table = routing::table(&self.state, &self.hosts(), now);
+        let mut table = routing::table(&self.state, &self.hosts(), now);
+        table.dead_hosts = self.dead_hosts(now);
         if self.table_key.as_ref() != Some(&table) {
             self.table_key = Some(table.clone());
             let version = self.table.borrow().version + 1;

@@ -39,6 +39,7 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
     stop_database: watch::Receiver<bool>,
 ) -> Result<()> {
+    raise_file_limit();
     let dir = MemberDir::new(&config);
     let Some(mut who) = dir.who()? else {
         bail!(
@@ -154,6 +155,7 @@ pub async fn run(
         last_beat: 0,
         news: false,
         sync_written_at: 0,
+        kept_house_at: 0,
         reconnecting: false,
         missed: BTreeMap::new(),
         table_key: None,
@@ -334,4 +336,12 @@ async fn renew(
     identity.save(&dir.tls())?;
     tracing::info!("certificate renewed");
     Ok(())
+}
+
+/// Each routed session needs two descriptors: as many as the system allows.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }

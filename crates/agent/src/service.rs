@@ -140,6 +140,38 @@ impl Service {
         self.agreed(change, format!("{name} removed")).await
     }
 
+    /// Some parameters, when raised, must be in force on standbys before they are on the primary:
+    /// a standby with a lower one stops replaying.
+    fn check_restart(&self, member: &MemberId) -> Result<(), ActionError> {
+        let what = format!("{member} was not restarted");
+        let shown = self.shown.borrow().clone();
+        known(&shown.record, member, &what)?;
+        if shown.record.primary.as_ref() != Some(member) {
+            return Ok(());
+        }
+        let pending = |m: &MemberId| {
+            shown.heard.get(m).and_then(|h| h.observation.database.as_ref()).is_some_and(|d| {
+                d.pending_restart
+                    .iter()
+                    .any(|p| sempre_postgres::STANDBYS_FIRST_ON_INCREASE.contains(&p.as_str()))
+            })
+        };
+        let first: Vec<_> = shown
+            .record
+            .data_members()
+            .filter(|m| m.name != *member && pending(&m.name))
+            .map(|m| m.name.to_string())
+            .collect();
+        if first.is_empty() {
+            return Ok(());
+        }
+        let why = format!(
+            "a parameter that is pending must be in force on standbys first: {}",
+            first.join(", ")
+        );
+        Err(codes::REFUSED.error(what, why).next(format!("`sempre restart {}` first", first[0])))
+    }
+
     async fn token(&self, ttl_seconds: u64) -> Result<Done, ActionError> {
         let record = self.record();
         let addresses = record
@@ -318,8 +350,7 @@ impl Backend for Service {
             .filter(|h| now.saturating_sub(h.at) < shown.record.policy.detect_ms)
             .filter(|h| shown.standing.voters.contains(&h.observation.node))
             .count();
-        let quorum =
-            shown.standing.leader.is_some() && reachable > shown.standing.voters.len() / 2;
+        let quorum = shown.standing.leader.is_some() && reachable > shown.standing.voters.len() / 2;
         let mut route = RouteCounters::default();
         for (i, router) in self.routers.lock().unwrap_or_else(|e| e.into_inner()).iter().enumerate()
         {
@@ -388,8 +419,7 @@ impl Backend for Service {
             }
             Action::Resume => self.agreed(Change::SetPaused(false), "resumed".into()).await,
             Action::Restart { member } => {
-                let what = format!("{member} was not restarted");
-                known(&self.record(), &member, &what)?;
+                self.check_restart(&member)?;
                 let message = format!("restart of {member} requested");
                 self.agreed(Change::RequestRestart(member), message).await
             }

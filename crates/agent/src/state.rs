@@ -75,6 +75,7 @@ pub struct State {
     pub fenced: Option<Fenced>,
     pub hand_over_ready: bool,
     pub settings_differ: bool,
+    pub pending_restart: Vec<String>,
     pub notes: Vec<String>,
     phase_key: (Generation, &'static str, Option<MemberId>),
 }
@@ -113,6 +114,7 @@ impl State {
             fenced: None,
             hand_over_ready: false,
             settings_differ: false,
+            pending_restart: Vec::new(),
             notes: Vec::new(),
             phase_key: key(&record),
             record,
@@ -247,6 +249,7 @@ impl State {
         database.system_identifier = self.system_identifier;
         database.generation = running.and_then(|p| p.generation).unwrap_or_default();
         database.clean_end_lsn = self.clean_end;
+        database.pending_restart = self.pending_restart.clone();
         if !self.report.answers {
             database.role = Role::Unknown;
             database.streaming_from = None;
@@ -270,7 +273,7 @@ impl State {
 
     fn process(&self) -> ProcessState {
         match &self.guard.postmaster {
-            Some(p) if p.dying => ProcessState::Crashed,
+            Some(p) if p.dying || !self.guard.connected => ProcessState::Crashed,
             Some(p) if p.stopping.is_some() => ProcessState::Stopping,
             Some(_) if self.report.hung => ProcessState::Hung,
             Some(_) if self.report.answers => ProcessState::Running,

@@ -5,9 +5,12 @@ use crate::{looper::Event, member_dir::Applied};
 use anyhow::{Context, Result, bail};
 use sempre_decide::member::{DataDir, Step};
 use sempre_guard::StopMode;
-use sempre_model::{Generation, MemberId, SyncSet, command::Change, record::Fenced};
+use sempre_model::{Generation, Lsn, MemberId, SyncSet, command::Change, record::Fenced};
 use sempre_postgres::{CloneOptions, ServerRole};
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Between two looks at a condition that is about to come true.
@@ -28,6 +31,8 @@ impl JobContext {
             Job::SampleRecovered => {
                 let session = self.executor.session().await?;
                 self.applied.recovered = Some(session.flush_lsn().await?);
+                // Its configuration was in force before it answered.
+                self.applied.sync_since = self.applied.sync_since.or(self.applied.recovered);
                 self.executor.dir.set_applied(&self.applied)?;
                 Ok(self.done())
             }
@@ -36,6 +41,7 @@ impl JobContext {
                 self.applied.sync_since = Some(session.flush_lsn().await?);
                 Ok(self.done())
             }
+            Job::HouseKeeping { positions } => self.keep_house(positions).await,
             Job::Inspect => {
                 Ok(Done { data: Some(self.executor.inspect().await), ..Done::default() })
             }
@@ -50,7 +56,8 @@ impl JobContext {
     async fn step(&mut self, step: &Step) -> Result<Done> {
         match step {
             Step::Fence { below } => {
-                self.executor.guard.fence(*below, GUARD_WITHIN).await?;
+                let fenced = self.executor.guard.fence(*below, GUARD_WITHIN).await;
+                self.executor.replace_silent_guard(fenced).await?;
                 Ok(Done::default())
             }
             Step::StartPrimary { generation, sync } => {
@@ -169,6 +176,8 @@ impl JobContext {
         let promoted = timeout(PROMOTE_WITHIN, session.promote()).await;
         promoted.context("the promotion takes too long")??;
         self.applied.recovered = Some(session.flush_lsn().await?);
+        // The configuration was loaded before the promotion, so it was in force all the time.
+        self.applied.sync_since = self.applied.recovered;
         self.executor.dir.set_applied(&self.applied)?;
         // pg_rewind reads the timeline from the control file, which only a checkpoint updates.
         let checkpoint = self.executor.clone();
@@ -192,11 +201,26 @@ impl JobContext {
         let next = self.applied.clone();
         self.configure(role, next).await?;
         self.reload().await?;
-        let me = self.instance().me.clone();
-        let others: BTreeSet<MemberId> =
-            self.record.data_members().map(|m| m.name.clone()).filter(|m| *m != me).collect();
-        session.ensure_slots(&others).await?;
+        session.ensure_slots(&self.others()).await?;
         Ok(Done { settings_written: true, ..self.done() })
+    }
+
+    /// Every other member with a database: each needs a slot here, whoever is primary.
+    fn others(&self) -> BTreeSet<MemberId> {
+        let me = &self.instance().me;
+        self.record.data_members().map(|m| m.name.clone()).filter(|m| m != me).collect()
+    }
+
+    /// Slots for everyone, none of them holding back WAL that its member has; what waits for a
+    /// restart.
+    async fn keep_house(&self, positions: &BTreeMap<MemberId, Lsn>) -> Result<Done> {
+        let session = self.executor.session().await?;
+        session.ensure_slots(&self.others()).await?;
+        if !session.is_primary().await? {
+            session.advance_slots(positions).await?;
+        }
+        let pending_restart = Some(session.pending_restart().await?);
+        Ok(Done { pending_restart, ..Done::default() })
     }
 
     async fn hand_over(&mut self) -> Result<Done> {
@@ -297,7 +321,7 @@ impl JobContext {
         match data {
             DataDir::Unusable(why) => bail!("{why}"),
             DataDir::Missing => self.instance().init_db(&cluster.secrets).await?,
-            DataDir::Present { .. } => bail!("adopting is not there yet"),
+            DataDir::Present { .. } => self.instance().adopt(&cluster.secrets).await?,
         }
         let data = self.executor.inspect().await;
         let system_identifier = data.1.context("the new data directory has no identifier")?;
