@@ -104,6 +104,7 @@ pub struct Looper {
     pub news: bool,
     pub sync_written_at: Millis,
     pub kept_house_at: Millis,
+    pub inspect_due: bool,
     pub reconnecting: bool,
     pub missed: BTreeMap<(MemberId, usize), u32>,
     pub table_key: Option<Table>,
@@ -265,9 +266,8 @@ impl Looper {
         self.news |= status.fenced_below != self.state.guard.fenced_below;
         self.state.guard = status;
         self.executor.set_running(self.state.guard.postmaster.is_some());
-        if self.state.guard.postmaster.is_none() {
-            self.want(Job::Inspect);
-        }
+        // What a database left behind is looked at before anything is decided about it.
+        self.inspect_due |= had.is_some() && self.state.guard.postmaster.is_none();
     }
 
     fn take_report(&mut self, report: Report, now: Millis) {
@@ -494,17 +494,26 @@ impl Looper {
                 self.start(Job::Step(next.step));
                 return;
             }
-            if fence || self.job.is_some() {
+            if fence || self.job.is_some() || self.inspect_due {
+                self.inspect();
                 return;
             }
             tracing::info!(rule = next.rule, step = ?next.step, "step");
             self.start(Job::Step(next.step));
             return;
         }
+        self.inspect();
         if self.job.is_none()
             && let Some(job) = self.upkeep(now)
         {
             self.start(job);
+        }
+    }
+
+    fn inspect(&mut self) {
+        if self.inspect_due && self.job.is_none() {
+            self.inspect_due = false;
+            self.start(Job::Inspect);
         }
     }
 
@@ -574,12 +583,6 @@ impl Looper {
     fn lost(&self, member: &MemberId, path: usize, now: Millis) -> bool {
         let missed = self.missed.get(&(member.clone(), path)).copied().unwrap_or(0);
         missed >= 1 && self.state.path_lost(member, path, now)
-    }
-
-    fn want(&mut self, job: Job) {
-        if self.job.is_none() {
-            self.start(job);
-        }
     }
 
     fn start(&mut self, job: Job) {

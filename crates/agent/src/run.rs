@@ -156,6 +156,7 @@ pub async fn run(
         news: false,
         sync_written_at: 0,
         kept_house_at: 0,
+        inspect_due: false,
         reconnecting: false,
         missed: BTreeMap::new(),
         table_key: None,
