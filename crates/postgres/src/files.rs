@@ -30,7 +30,12 @@ pub(crate) fn sync_parent(path: &Path) -> Result<()> {
 
 /// Writes a private (0600) file whole or not at all. Returns whether anything changed.
 pub(crate) fn write_atomically(path: &Path, content: &str) -> Result<bool> {
-    if fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
+    write_bytes_atomically(path, content.as_bytes())
+}
+
+/// The same for any bytes.
+pub(crate) fn write_bytes_atomically(path: &Path, content: &[u8]) -> Result<bool> {
+    if fs::read(path).is_ok_and(|old| old == content) {
         return Ok(false);
     }
     let temporary = beside(path, ".sempre-tmp");
@@ -41,7 +46,7 @@ pub(crate) fn write_atomically(path: &Path, content: &str) -> Result<bool> {
             .truncate(true)
             .mode(0o600)
             .open(&temporary)?;
-        file.write_all(content.as_bytes())?;
+        file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)
     };

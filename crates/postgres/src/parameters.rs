@@ -52,7 +52,7 @@ const RECOVERY: &str = "restores are done by `sempre restore`";
 const HBA: &str = "client lines of pg_hba.conf are set with `sempre config`";
 
 /// Parameters a user cannot set, with the reason.
-const MANAGED: [(&str, &str); 33] = [
+const MANAGED: [(&str, &str); 35] = [
     ("config_file", MEMBER),
     ("data_directory", MEMBER),
     ("hba_file", HBA),
@@ -66,6 +66,8 @@ const MANAGED: [(&str, &str); 33] = [
     ("promote_trigger_file", REPLICATION),
     ("synchronous_standby_names", POLICY),
     ("max_slot_wal_keep_size", "it is the policy's `slot_max_wal_bytes`"),
+    ("sync_replication_slots", "it is on where wal_level is logical"),
+    ("synchronized_standby_slots", POLICY),
     ("hot_standby", "standbys must answer queries to be observed"),
     ("wal_log_hints", REWIND),
     ("full_page_writes", REWIND),

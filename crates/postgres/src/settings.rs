@@ -169,13 +169,21 @@ impl Settings {
         text
     }
 
+    fn is_logical(&self) -> bool {
+        let level = self.parameters.get("wal_level");
+        level.is_some_and(|v| v.trim().eq_ignore_ascii_case("logical"))
+    }
+
     fn managed(&self, instance: &Instance, ident: &Path) -> Vec<(&'static str, String)> {
         let path = |p: &Path| p.to_string_lossy().into_owned();
         let mut sockets = vec![path(&instance.layout.run_dir)];
         sockets.extend(instance.socket_dirs.iter().map(|d| path(d)));
+        // From 17 on, the server keeps logical slots made with `failover` on standbys too.
+        let sync_slots = self.is_logical() && instance.installation.major >= 17;
+        let database = sync_slots.then_some(crate::roles::DATABASE);
         let (conninfo, slot) = match &self.upstream {
             Some(upstream) => (
-                upstream.conninfo(instance.me.as_str(), &instance.pass_file(), None),
+                upstream.conninfo(instance.me.as_str(), &instance.pass_file(), database),
                 instance.me.slot_name(),
             ),
             None => (String::new(), String::new()),
@@ -208,6 +216,15 @@ impl Settings {
             ("log_destination", "stderr".into()),
             ("recovery_target_timeline", "latest".into()),
         ];
+        if self.is_logical() {
+            lines.push(("hot_standby_feedback", "on".into()));
+        }
+        if sync_slots {
+            lines.push(("sync_replication_slots", "on".into()));
+            // No reader of such a slot gets ahead of a standby that may become primary.
+            let slots: Vec<String> = self.sync.members.iter().map(MemberId::slot_name).collect();
+            lines.push(("synchronized_standby_slots", slots.join(",")));
+        }
         for name in ["", "_lsn", "_name", "_time", "_xid"] {
             let name = match name {
                 "_lsn" => "recovery_target_lsn",

@@ -4,6 +4,7 @@ mod adopting;
 mod configuring;
 mod fencing;
 mod inspecting;
+mod logical;
 mod rejoining;
 mod servers;
 mod wal_ends;
