@@ -227,8 +227,12 @@ pub(crate) async fn verify_route(
         if query.get("generation").is_none() {
             return Err(codes::BAD_REQUEST.error("nothing was verified", "`generation` is absent"));
         }
-        let serves = shared.backend.verify_route(query.number("generation", 0)?);
-        Ok(answer::json(if serves { 200 } else { 503 }, &json!({"serves": serves})))
+        let generation = query.number("generation", 0)?;
+        let holds = shared.backend.verify_route(generation);
+        // Who answers is part of the answer: an address may have become another member's.
+        let member = shared.backend.snapshot().me;
+        let said = json!({"member": member, "generation": generation, "holds": holds});
+        Ok(answer::json(if holds { 200 } else { 503 }, &said))
     };
     finish(verified.await)
 }
