@@ -159,6 +159,13 @@ fn silence(view: &LeaderView, primary: &MemberId) -> Option<Condemned> {
 /// A majority has no grant outstanding for it, so its lease is over.
 fn no_lease(view: &LeaderView, primary: &MemberId) -> Option<Condemned> {
     let generation = view.record.generation;
+    // Its own word may come before those of the voters that have just granted it.
+    let holds = view.observation(primary).and_then(|o| o.lease).is_some_and(|lease| {
+        lease.generation == generation && lease.remaining_ms > view.age(primary).unwrap_or(0)
+    });
+    if holds {
+        return None;
+    }
     let without: Vec<&MemberId> = view
         .voters
         .iter()

@@ -9,7 +9,7 @@ use crate::{
     sync::{future_commits_safe, hull, past_commits_safe},
 };
 use sempre_model::{
-    Member, MemberId, SyncSet,
+    Lsn, Member, MemberId, SyncSet,
     command::Change,
     observation::{Database, DiskState, ProcessState, Role},
     policy::Durability,
@@ -23,6 +23,8 @@ const SYNC_JOIN_LAG_BYTES: u64 = 16 << 20;
 /// An idle standby replies once a second, so only this much silence towards its primary counts
 /// against it, ms, on top of `sync_timeout_ms`.
 const IDLE_REPLY_MS: u64 = 1_500;
+/// How long the first standbys of a new primary may take to stream from it, ms.
+const FIRST_STREAM_MS: u64 = 3_000;
 /// A hand-over that did not stop the primary in this time is given up, ms.
 const HAND_OVER_MS: u64 = 15_000;
 
@@ -104,7 +106,8 @@ fn promoted<'a>(view: &'a LeaderView) -> Option<(&'a MemberId, &'a Database, &'a
 
 fn confirm_serving(view: &LeaderView, why_not: &mut Vec<String>) -> Option<Change> {
     let (primary, database, sync) = promoted(view)?;
-    if database.sync.as_ref() != Some(sync) {
+    let in_force = database.sync_since_lsn != Lsn(u64::MAX) && !outdated(view, primary);
+    if database.sync.as_ref() != Some(sync) || !in_force {
         why_not.push(format!("{primary} does not enforce its first sync set yet"));
         return None;
     }
@@ -123,28 +126,42 @@ fn confirm_serving(view: &LeaderView, why_not: &mut Vec<String>) -> Option<Chang
     })
 }
 
+/// Its newest word was said before it knew the present record. What it enforced then it may
+/// enforce no more, even if the wanted set was the same before and is again.
+fn outdated(view: &LeaderView, member: &MemberId) -> bool {
+    view.observation(member).is_none_or(|o| o.record_version < view.record.version)
+}
+
 /// How many of `sync` have flushed `lsn`, as the primary's walsenders see it.
-fn flushed(database: &Database, sync: &SyncSet, lsn: sempre_model::Lsn) -> usize {
+fn flushed(database: &Database, sync: &SyncSet, lsn: Lsn) -> usize {
     sync.members
         .iter()
         .filter(|m| database.downstreams.get(*m).is_some_and(|d| d.flush_lsn >= lsn))
         .count()
 }
 
-/// A standby that was to confirm the new primary is lost as well.
+/// A standby that was to confirm the new primary is lost as well. Where k may not fall (`strict`),
+/// others take its place, or nobody could ever confirm.
 fn shrink_while_promoting(view: &LeaderView, _: &mut Vec<String>) -> Option<Change> {
-    let (_, _, sync) = promoted(view)?;
-    if view.record.policy.strict {
+    let (primary, database, sync) = promoted(view)?;
+    // One whose WAL went another way never streams, however alive it is.
+    let late = view.now.saturating_sub(view.since) >= FIRST_STREAM_MS;
+    let attached = |m: &&MemberId| !late || database.downstreams.contains_key(*m);
+    let members = sync.members.iter().filter(|m| alive(view, m)).filter(attached);
+    let alive: BTreeSet<_> = members.cloned().collect();
+    let first = if !view.record.policy.strict {
+        SyncSet { k: sync.k.min(alive.len()), members: alive }
+    } else if alive.len() < sync.k {
+        wished_sync(view, primary, database)
+    } else {
         return None;
-    }
-    let alive = sync.members.iter().filter(|m| alive(view, m)).cloned().collect();
-    let smaller = SyncSet { k: sync.k.min(BTreeSet::len(&alive)), members: alive };
-    (smaller != *sync).then(|| Change::SetSync {
+    };
+    (first != *sync).then(|| Change::SetSync {
         generation: view.record.generation,
         expect: view.record.sync.clone(),
         sync: view.record.sync.clone(),
-        why: format!("first sync set without the lost: {}", show(&smaller)),
-        wanted: smaller,
+        why: format!("first sync set without the lost: {}", show(&first)),
+        wanted: first,
     })
 }
 
@@ -343,7 +360,8 @@ fn keep_sync_set(view: &LeaderView, why_not: &mut Vec<String>) -> Option<Change>
     };
     if *wanted == target && *enforced == target {
         let flushed = flushed(database, &target, database.sync_since_lsn);
-        if past_commits_safe(relied, &target) || flushed >= target.k {
+        let known = !outdated(view, primary) && flushed >= target.k;
+        if past_commits_safe(relied, &target) || known {
             return set(target.clone(), target);
         }
         why_not.push(format!(

@@ -210,11 +210,20 @@ fn stay_fenced(local: &Local) -> Option<Step> {
     }
     match local.data {
         // One that ran as a primary may have WAL that nobody else has: it is compared first.
-        DataDir::Present { was_primary: false } if local.view.now >= local.retry_at => {
+        DataDir::Present { was_primary }
+            if local.view.now >= local.retry_at && (!was_primary || never_served(local)) =>
+        {
             Some(Step::StartStandby { upstream: None })
         }
         _ => None,
     }
+}
+
+/// It was promoted, but went down before it served: it has all that it was chosen for, and
+/// nothing that was ever acknowledged beyond, so it counts as a standby again.
+fn never_served(local: &Local) -> bool {
+    let served = record(local).history.last();
+    served.is_some_and(|h| h.primary != *local.view.me && local.database.timeline > h.timeline)
 }
 
 fn hand_over(local: &Local) -> Option<Step> {
@@ -290,7 +299,11 @@ fn start_as_primary(local: &Local, generation: Generation, sync: SyncSet) -> Opt
         // A standby becomes primary by promotion only, so that it gets a timeline of its own.
         return Some(Step::StartStandby { upstream: None });
     }
-    if record(local).last_serving() != Some(local.view.me) {
+    // A standby when it was chosen, it was promoted for this very generation, and went down before
+    // it served: it goes on from there.
+    let promoted = matches!(&record(local).phase, Phase::Promoting { fenced, .. }
+        if fenced.iter().any(|f| f.member == *local.view.me));
+    if record(local).last_serving() != Some(local.view.me) && !promoted {
         return None;
     }
     let waits = local.crashed_at.is_some_and(|at| {
@@ -352,10 +365,19 @@ fn get_data(local: &Local) -> Option<Step> {
     if local.view.now < local.retry_at && !reinit {
         return None;
     }
-    let ready = matches!(record(local).phase, Phase::Serving)
-        && local.view.database(record(local).primary.as_ref()?).is_some_and(|d| {
-            d.process == ProcessState::Running && d.role == Role::Primary && d.admitted
-        });
+    let primary = local.view.database(record(local).primary.as_ref()?).filter(|d| {
+        d.process == ProcessState::Running
+            && d.role == Role::Primary
+            && d.generation == record(local).generation
+    });
+    // Nothing is thrown away before the new primary is confirmed, unless nobody else could.
+    let ready = match &record(local).phase {
+        Phase::Serving => {
+            primary.is_some_and(|d| d.admitted || starved(&record(local).sync_wanted))
+        }
+        Phase::Promoting { sync, .. } => primary.is_some() && starved(sync),
+        _ => false,
+    };
     if !ready {
         return None;
     }
@@ -375,6 +397,11 @@ fn get_data(local: &Local) -> Option<Step> {
         }
         DataDir::Unusable(_) => None,
     }
+}
+
+/// Fewer members than a commit waits for (`strict`).
+fn starved(sync: &SyncSet) -> bool {
+    sync.members.len() < sync.k
 }
 
 fn be_standby(local: &Local) -> Option<Step> {
