@@ -228,7 +228,11 @@ impl World {
         match msg {
             Msg::Hello { path, says, renewal, urgent } => {
                 self.heard_hello(m, from, path, &says, now);
-                if let Some((id, generation, ttl_ms)) = renewal {
+                // One that was replaced has forgotten its promise. It votes again only when it has
+                // applied the entry that let it in, which is newer than what it promised before.
+                let votes = self.voters(m).contains(&self.names[m])
+                    || self.scenario.bug == Some(Bug::GrantBeforeVoting);
+                if let Some((id, generation, ttl_ms)) = renewal.filter(|_| votes) {
                     let agent = &mut self.members[m].agent;
                     let policy = agent.record.policy.clone();
                     let voter = agent.voter.as_mut().expect("a running agent votes");
@@ -692,7 +696,11 @@ impl World {
         }
         if db.role == Role::Primary {
             report.sync = Some(data.sync.clone());
-            report.sync_since_lsn = Lsn(db.sync_since.unwrap_or(u64::MAX));
+            // From the moment a change is handed out, what is enforced is not known.
+            let doing = self.members[m].agent.doing.as_ref();
+            let changing = doing.is_some_and(|d| matches!(d.step, Step::SetSync { .. }));
+            let since = db.sync_since.filter(|_| !changing);
+            report.sync_since_lsn = Lsn(since.unwrap_or(u64::MAX));
             report.recovered_lsn = Lsn(db.recovered);
             report.admitted = data.admitted && self.lease_until(m).is_some();
         }
@@ -702,8 +710,7 @@ impl World {
     fn fenced(&self, m: usize) -> Option<Fenced> {
         let machine = &self.members[m];
         let (data, db, record) = (&machine.data, &machine.db, &machine.agent.record);
-        let stopped = (db.upstream.is_none() && data.upstream.is_none() && db.receiver.is_none())
-            || self.scenario.bug == Some(Bug::FencedWhileReceiving);
+        let stopped = db.upstream.is_none() && data.upstream.is_none() && db.receiver.is_none();
         let fenced = matches!(record.phase, Phase::Fencing { .. })
             && db.running == Running::Up
             && db.hung_since.is_none()

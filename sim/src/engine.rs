@@ -31,6 +31,7 @@ impl World {
             return;
         }
         machine.guard.armed = None;
+        machine.guard.late = false;
         if crashed {
             machine.guard.crashed_at = Some(clock);
         }
@@ -67,6 +68,7 @@ impl World {
         let role = machine.db.role;
         if role == Role::Primary {
             machine.db.recovered = machine.data.flushed_lsn();
+            machine.db.sync_since = Some(machine.db.recovered);
             machine.data.was_primary = true;
         } else {
             machine.data.was_primary = false;
@@ -387,14 +389,17 @@ impl World {
     pub fn promote_database(&mut self, m: usize) {
         self.stop_receiver(m);
         let machine = &mut self.members[m];
-        let timeline = machine.data.timeline_known + 1;
+        let own = machine.data.timeline_known + 1;
+        let generation = machine.guard.armed.map_or(0, |(g, _)| g.0 as u32);
+        let timeline = if self.scenario.own_timelines { own } else { own.max(generation) };
         machine.data.append(timeline, 100, 0);
         machine.data.flushed = machine.data.log.len();
         machine.data.was_primary = true;
         machine.db.role = Role::Primary;
         machine.db.recovered = machine.data.flushed_lsn();
         machine.db.sync = machine.data.sync.clone();
-        machine.db.sync_since = None;
+        // Enforced from its first moment.
+        machine.db.sync_since = Some(machine.db.recovered);
         machine.db.upstream = None;
         for sender in machine.db.senders.values_mut() {
             sender.sync = machine.data.sync.clone();

@@ -42,8 +42,8 @@ impl World {
                 self.pause(m, &[Process::Agent, Process::Guard, Process::Database], 5_000);
             }
             46..51 => self.pause(m, &[Process::Database], 6_000),
-            51..66 => self.partition(m),
-            66..71 => self.weather(),
+            51..65 => self.partition(m),
+            65..71 => self.weather(m),
             71..79 => self.disk_fault(m),
             79..82 => self.replace(m),
             82..83 => self.power_cut_all(),
@@ -55,10 +55,12 @@ impl World {
     fn calm_fault(&mut self, m: usize) {
         let leader = (0..self.members.len())
             .find(|x| self.members[*x].raft.role == crate::raft::Role::Leader);
-        let all_up = self
-            .members
-            .iter()
-            .all(|x| x.powered && x.agent.up && (!x.has_database || x.db.running == Running::Up));
+        let all_up = self.members.iter().all(|x| {
+            x.powered
+                && x.agent.up
+                && !x.is_paused(Process::Agent)
+                && (!x.has_database || x.db.running == Running::Up)
+        });
         if !all_up || self.now_ms() < 6_000 {
             return;
         }
@@ -200,14 +202,16 @@ impl World {
         self.at(delay, 0, What::Mend(Mend::Cuts(cuts)));
     }
 
-    fn weather(&mut self) {
+    fn weather(&mut self, m: usize) {
         self.stats.count("fault: loss and delay");
         self.net.loss = self.rng.range(0, 400);
         self.net.twice = self.rng.range(0, 300);
         self.net.slow = self.rng.range(0, 800);
         self.net.slow_us = self.rng.range(10, 3_000) * MS;
+        self.net.slow_at = self.rng.chance(600).then_some(m);
         let (loss, slow) = (self.net.loss, self.net.slow_us / MS);
-        self.log(|| format!("FAULT loss {loss} per mille, delays up to {slow} ms"));
+        let at = self.net.slow_at;
+        self.log(|| format!("FAULT loss {loss} per mille, delays up to {slow} ms at {at:?}"));
         let delay = self.rng.range(500, 5_000) * MS;
         self.at(delay, 0, What::Mend(Mend::Weather));
     }

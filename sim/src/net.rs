@@ -21,13 +21,16 @@ pub struct Net {
     pub slow: u64,
     /// See `slow`.
     pub slow_us: Micros,
+    /// Only to and from this member (none: everywhere). Uneven delays are the harder ones: what a
+    /// slow holder believes is then older than what the others know.
+    pub slow_at: Option<usize>,
 }
 
 impl Net {
     /// A network that works.
     pub fn new(members: usize) -> Self {
         let cut = vec![0; members * members * PATHS];
-        Self { members, cut, loss: 0, twice: 0, slow: 0, slow_us: 0 }
+        Self { members, cut, loss: 0, twice: 0, slow: 0, slow_us: 0, slow_at: None }
     }
 
     fn at(&self, from: usize, to: usize, path: usize) -> usize {
@@ -62,9 +65,10 @@ impl Net {
     }
 
     /// How long a message takes.
-    pub fn delay(&self, rng: &mut Rng) -> Micros {
+    pub fn delay(&self, from: usize, to: usize, rng: &mut Rng) -> Micros {
         let mut delay = rng.range(100, 2 * MS);
-        if self.slow > 0 && rng.chance(self.slow) {
+        let here = self.slow_at.is_none_or(|m| m == from || m == to);
+        if self.slow > 0 && here && rng.chance(self.slow) {
             delay += rng.range(0, self.slow_us);
         }
         delay

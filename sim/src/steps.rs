@@ -235,13 +235,14 @@ impl World {
 
     fn follow(&mut self, m: usize, stage: u8, upstream: Option<usize>) -> Then {
         if stage == 0 {
-            self.members[m].data.upstream = upstream;
             let slow = if self.rng.chance(50) { 800 } else { 80 };
             return Then::Again(1, self.rng.range(3, slow) * MS);
         }
         if self.members[m].db.hung_since.is_some() {
             return Then::Again(1, 20 * MS);
         }
+        // Only what is done counts as configured: an agent that dies before must do it again.
+        self.members[m].data.upstream = upstream;
         if self.members[m].db.running != Running::Down {
             self.stop_receiver(m);
             self.members[m].db.upstream = upstream;

@@ -39,6 +39,8 @@ pub struct Guard {
     pub fenced_below: Generation,
     /// It runs the database as primary of this generation until then (its clock).
     pub armed: Option<(Generation, u64)>,
+    /// It was paused past its deadline: the kill is under way, late.
+    pub late: bool,
     /// The database ended unasked, at (its clock).
     pub crashed_at: Option<u64>,
 }
@@ -274,9 +276,9 @@ impl World {
             self.stats.lost += 1;
             return;
         }
-        let delay = self.net.delay(&mut self.rng);
+        let delay = self.net.delay(from, to, &mut self.rng);
         if self.net.twice > 0 && self.rng.chance(self.net.twice) {
-            let again = self.net.delay(&mut self.rng) * 3;
+            let again = self.net.delay(from, to, &mut self.rng) * 3;
             self.at(again, to, What::Deliver { from, path, msg: msg.clone() });
         }
         self.at(delay, to, What::Deliver { from, path, msg });
@@ -373,7 +375,12 @@ impl World {
         self.members[m].paused[process as usize] = false;
         match process {
             // The first thing it does on any wake-up.
-            Process::Guard => self.on_deadline(m),
+            Process::Guard => {
+                let now = self.clock(m);
+                let guard = &mut self.members[m].guard;
+                guard.late = guard.armed.is_some_and(|(_, deadline)| now >= deadline);
+                self.on_deadline(m);
+            }
             Process::Database => self.members[m].db.hung_since = None,
             Process::Agent => {}
         }
