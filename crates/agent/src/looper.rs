@@ -95,7 +95,7 @@ pub struct Looper {
     pub shown: watch::Sender<Arc<Shown>>,
     pub table: watch::Sender<Arc<Table>>,
     pub job: Option<(Job, JoinHandle<()>)>,
-    pub fencing: bool,
+    pub fencing: Option<Generation>,
     pub promising: bool,
     pub proposing: bool,
     pub membership: membership::Duty,
@@ -292,7 +292,7 @@ impl Looper {
 
     fn take_done(&mut self, job: Job, result: Result<Box<Done>, String>, now: Millis) {
         if matches!(job, Job::Step(member::Step::Fence { .. })) {
-            self.fencing = false;
+            self.fencing = None;
         } else {
             self.job = None;
         }
@@ -480,26 +480,23 @@ impl Looper {
     }
 
     fn step(&mut self, now: Millis) {
-        let voters = self.state.voters();
-        let database = self.state.database(now);
-        let next = {
-            let local = self.state.local(now, &voters, &database);
-            member::next(&local)
-        };
+        let mut next = self.next_step(now);
+        // A fence runs beside everything else: nothing waits for it, and it waits for nothing.
+        if let Some(member::Next { rule, step: member::Step::Fence { below } }) = next {
+            if self.fencing.is_none() {
+                tracing::info!(rule, %below, "fence");
+                self.fencing = Some(below);
+                self.start(Job::Step(member::Step::Fence { below }));
+            }
+            next =
+                self.next_step(now).filter(|next| !matches!(next.step, member::Step::Fence { .. }));
+        }
         if let Some(next) = next {
-            let fence = matches!(next.step, member::Step::Fence { .. });
-            if fence && !self.fencing {
+            if self.job.is_none() && !self.inspect_due {
                 tracing::info!(rule = next.rule, step = ?next.step, "step");
-                self.fencing = true;
                 self.start(Job::Step(next.step));
-                return;
             }
-            if fence || self.job.is_some() || self.inspect_due {
-                self.inspect();
-                return;
-            }
-            tracing::info!(rule = next.rule, step = ?next.step, "step");
-            self.start(Job::Step(next.step));
+            self.inspect();
             return;
         }
         self.inspect();
@@ -508,6 +505,15 @@ impl Looper {
         {
             self.start(job);
         }
+    }
+
+    fn next_step(&self, now: Millis) -> Option<member::Next> {
+        let voters = self.state.voters();
+        let database = self.state.database(now);
+        let mut local = self.state.local(now, &voters, &database);
+        // One that is under way counts as done: it will be, or the guard is replaced.
+        local.fenced_below = local.fenced_below.max(self.fencing.unwrap_or_default());
+        member::next(&local)
     }
 
     fn inspect(&mut self) {

@@ -147,7 +147,7 @@ pub async fn run(
         shown: shown_in,
         table: table_in,
         job: None,
-        fencing: false,
+        fencing: None,
         promising: false,
         proposing: false,
         membership: Duty::default(),
