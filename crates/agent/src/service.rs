@@ -100,6 +100,17 @@ impl Service {
         if record.primary.as_ref() == Some(&to) {
             return Err(codes::ALREADY_PRIMARY.error(what, format!("{to} is the primary")));
         }
+        let wish = Switchover { to: Some(to.clone()), at_unix_ms: None };
+        let orderly = record.phase == Phase::Serving
+            && record.primary.as_ref().is_some_and(|primary| {
+                let voters = BTreeSet::new();
+                leader::target(&view(&shown, &voters), primary, &wish).is_ok()
+            });
+        if orderly && !allow_data_loss {
+            // The primary still answers: it can hand over everything, which loses nothing.
+            let message = format!("the primary answers, so it hands over to {to} in good order");
+            return self.agreed(Change::RequestSwitchover(wish), message).await;
+        }
         if !allow_data_loss {
             would_lose(&shown, &to).map_err(|why| codes::WOULD_LOSE_DATA.error(what, why))?;
         }
