@@ -195,6 +195,8 @@ pub enum Mend {
     Power,
     /// The network's directions (from, to, path) are back.
     Cuts(Vec<(usize, usize, usize)>),
+    /// Not an end: what the member says is heard no more (the second half of a fault).
+    Silence,
     /// No more loss, delay, duplicates.
     Weather,
     /// The disk works.

@@ -43,7 +43,8 @@ impl World {
             }
             46..51 => self.pause(m, &[Process::Database], 6_000),
             51..65 => self.partition(m),
-            65..71 => self.weather(m),
+            65..69 => self.weather(m),
+            69..71 => self.fade(m),
             71..79 => self.disk_fault(m),
             79..82 => self.replace(m),
             82..83 => self.power_cut_all(),
@@ -216,6 +217,23 @@ impl World {
         self.at(delay, 0, What::Mend(Mend::Weather));
     }
 
+    /// What comes to one member, often the primary, comes later and later; then nothing that it
+    /// says is heard any more. So the last grants reach it long after they were given.
+    fn fade(&mut self, m: usize) {
+        self.stats.count("fault: slow, then silent");
+        let primary = self.newest().primary.clone().map(|p| self.index_of(&p));
+        let m = primary.filter(|_| self.rng.chance(700)).unwrap_or(m);
+        self.net.slow = 1_000;
+        self.net.slow_us = self.rng.range(100, 1_500) * MS;
+        self.net.slow_at = Some(m);
+        let slow = self.net.slow_us / MS;
+        self.log(|| format!("m{m}: FAULT messages take up to {slow} ms, then it is silent"));
+        let delay = self.rng.range(200, 1_500) * MS;
+        self.at(delay, m, What::Mend(Mend::Silence));
+        let delay = delay + self.rng.range(500, 5_000) * MS;
+        self.at(delay, 0, What::Mend(Mend::Weather));
+    }
+
     fn disk_fault(&mut self, m: usize) {
         self.stats.count("fault: disk");
         let now = self.now;
@@ -363,8 +381,22 @@ impl World {
                     self.net.mend(a, b, path);
                 }
             }
+            Mend::Silence => {
+                let others = (0..self.members.len()).filter(|o| *o != m);
+                let cuts: Vec<_> =
+                    others.flat_map(|o| (0..PATHS).map(move |path| (m, o, path))).collect();
+                if !self.storm {
+                    return;
+                }
+                for (a, b, path) in &cuts {
+                    self.net.cut(*a, *b, *path);
+                }
+                let delay = self.rng.range(1_000, 5_000) * MS;
+                self.at(delay, 0, What::Mend(Mend::Cuts(cuts)));
+            }
             Mend::Weather => {
                 (self.net.loss, self.net.twice, self.net.slow) = (0, 0, 0);
+                self.net.slow_at = None;
             }
             Mend::Disk => {
                 let now = self.now;

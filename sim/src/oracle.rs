@@ -65,6 +65,10 @@ impl World {
         if machine.data.contains(lsn, hash) || !self.scenario.keeps_commits() {
             return;
         }
+        // One that is only late (its guard is paused) must not be compared with a newer one.
+        if self.oracle.acked.is_some_and(|(newer, _)| newer > generation) {
+            return;
+        }
         if self.oracle.lossy.contains(&generation) {
             // The loss counts from the moment that anybody sees it.
             if self.takes_clients(m) {
@@ -184,7 +188,8 @@ impl World {
         let Some(mine) = self.lease_until(m) else { return };
         let now = self.now;
         let generation = self.members[m].agent.record.generation;
-        if self.members[m].clock.real(mine) <= now {
+        let void = self.members[m].guard.fenced_below > generation;
+        if void || self.members[m].clock.real(mine) <= now {
             return;
         }
         for other in (0..self.members.len()).filter(|o| *o != m) {

@@ -131,6 +131,10 @@ fn silence(view: &LeaderView, primary: &MemberId) -> Option<Condemned> {
         let votes = view.voters.contains(name);
         let Some(observation) = view.observation(name) else { continue };
         let reported = view.age(name).unwrap_or(0);
+        // After a pause of my own everybody seems silent: old words are no evidence of it.
+        if reported >= 2 * view.record.policy.heartbeat_ms {
+            continue;
+        }
         let age = observation
             .heard
             .get(primary)
