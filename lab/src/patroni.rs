@@ -309,6 +309,13 @@ impl Rig for Patroni {
         Ok(())
     }
 
+    fn status(&self) -> String {
+        let program = self.options.environment.join("patronictl");
+        let mut command = self.base.topology.command(APP, None, program);
+        command.arg("-c").arg(self.config(&self.base.topology.hosts()[0])).arg("list");
+        shell::run(&mut command).unwrap_or_else(|error| format!("{error:#}"))
+    }
+
     async fn switchover(&self, from: &str, to: Option<&str>) -> Result<()> {
         let to = match to {
             Some(to) => to,

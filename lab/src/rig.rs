@@ -193,6 +193,8 @@ pub trait Rig {
     fn fill_disk(&self, host: &str) -> Result<()>;
     /// Gives the space back.
     fn empty_disk(&self, host: &str) -> Result<()>;
+    /// What an operator would be shown.
+    fn status(&self) -> String;
     /// Hands over, as an operator does it; `None`: to whom it likes.
     async fn switchover(&self, from: &str, to: Option<&str>) -> Result<()>;
 }

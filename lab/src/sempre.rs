@@ -80,7 +80,8 @@ impl Cluster {
             Err(error) => {
                 cluster.base.keep = true;
                 let logs = cluster.base.root.join("logs");
-                Err(error.context(format!("no cluster formed; its logs are in {}", logs.display())))
+                let status = cluster.status();
+                Err(error.context(format!("no cluster formed\n{status}\nlogs: {}", logs.display())))
             }
         }
     }
@@ -160,9 +161,10 @@ impl Cluster {
         shell::run(&mut psql).context("could not make the role of the application").map(drop)
     }
 
-    /// The guard and the warden, its parent.
+    /// The guard and the warden, its parent. The kernel's name of both is not `sempre`, because the
+    /// agent starts the file it was itself started from, even if that was replaced meanwhile.
     fn guards(&self, host: &str) -> Vec<Process> {
-        let mut found = self.base.named(host, "sempre");
+        let mut found = self.base.topology.processes(host);
         found.retain(|p| p.arguments.split(' ').any(|word| word == "guard"));
         found
     }
@@ -269,6 +271,17 @@ impl Rig for Cluster {
 
     fn empty_disk(&self, host: &str) -> Result<()> {
         self.disks.get(host).context("this cluster was started without disks")?.empty()
+    }
+
+    fn status(&self) -> String {
+        let mut last = String::new();
+        for host in self.base.topology.hosts() {
+            match self.sempre(host, &["status"]) {
+                Ok(said) => return said,
+                Err(error) => last = format!("{error:#}"),
+            }
+        }
+        last
     }
 
     async fn switchover(&self, from: &str, to: Option<&str>) -> Result<()> {

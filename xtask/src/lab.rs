@@ -184,6 +184,7 @@ async fn all(arguments: &Arguments, start: &Start, faults: &[Fault]) -> Result<V
         let run = runner::run(rig.as_mut(), fault, index + 1, options).await;
         eprintln!("{}", report::line(&run));
         if !run.passed() {
+            eprintln!("{}", rig.status());
             let base = rig.base_mut();
             base.keep = true;
             eprintln!("    files: {}", base.root.display());
