@@ -94,6 +94,10 @@ async fn live(scene: &Scene, plan: &Plan, agents: &mut Agents) -> Result<(), Fai
     }
     progress.step("routing");
     let _routing = Routing::start(plan.rest_addresses(), plan.read_write(), plan.read_only())?;
+    // What is printed works from the first moment.
+    for address in [plan.read_write(), plan.read_only()] {
+        role::reach(&login, address, STEP_WITHIN).await?;
+    }
     let status = client(first)?.status().await?;
     drop(progress);
     if scene.json {

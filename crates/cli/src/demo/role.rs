@@ -3,13 +3,16 @@
 use crate::fail::Fail;
 use rand::RngExt;
 use sempre_agent::Config;
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
+use tokio::time::Instant;
 use tokio_postgres::NoTls;
 
 /// Characters of a password that need no escaping in a DSN.
 const ALPHABET: &[u8] = b"abcdefghijkmnopqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789";
 /// Its length: more than 130 bits.
 const LENGTH: usize = 24;
+/// Between two attempts to get through.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// The role, and its database.
 const NAME: &str = "demo";
 
@@ -72,4 +75,22 @@ pub async fn make(config: &Config, admin: &str, login: &Login) -> Result<(), Fai
     drop(client);
     let _ = connection.await;
     Ok(())
+}
+
+/// Waits until a client gets through to this address.
+pub async fn reach(login: &Login, address: SocketAddr, within: Duration) -> Result<(), Fail> {
+    let failed = |why: String| Fail::new(format!("no client gets through {address}"), why, "");
+    let config: tokio_postgres::Config = login
+        .dsn(address)
+        .parse()
+        .map_err(|error: tokio_postgres::Error| failed(error.to_string()))?;
+    let until = Instant::now() + within;
+    loop {
+        match config.connect(NoTls).await {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() > until => return Err(failed(error.to_string())),
+            // On a standby the role may not be replayed yet.
+            Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
+        }
+    }
 }
