@@ -69,7 +69,8 @@ impl World {
         if self.oracle.acked.is_some_and(|(newer, _)| newer > generation) {
             return;
         }
-        if self.oracle.lossy.contains(&generation) {
+        let acked = self.oracle.acked.map_or(Generation(0), |(g, _)| g);
+        if self.oracle.lossy.iter().any(|g| *g > acked && *g <= generation) {
             // The loss counts from the moment that anybody sees it.
             if self.takes_clients(m) {
                 let data = &self.members[m].data;

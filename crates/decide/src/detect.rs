@@ -126,6 +126,15 @@ fn silence(view: &LeaderView, primary: &MemberId) -> Option<Condemned> {
     if own_age < detect || !known_to_have_served(view, primary) {
         return None;
     }
+    let streams = |name: &MemberId, reported: u64| {
+        view.database(name).is_some_and(|d| {
+            d.streaming_from.as_ref() == Some(primary)
+                && d.receiver_age_ms.is_some_and(|age| age + reported < detect)
+        })
+    };
+    if streams(view.me, view.age(view.me).unwrap_or(0)) {
+        return None;
+    }
     let mut missing = vec![format!("{} misses it for {own_age} ms", view.me)];
     for name in view.record.members.keys().filter(|m| *m != primary && *m != view.me) {
         let votes = view.voters.contains(name);
@@ -146,11 +155,7 @@ fn silence(view: &LeaderView, primary: &MemberId) -> Option<Condemned> {
             None if votes => missing.push(format!("{name} does not hear it")),
             _ => {}
         }
-        let streams = observation.database.as_ref().is_some_and(|d| {
-            d.streaming_from.as_ref() == Some(primary)
-                && d.receiver_age_ms.is_some_and(|age| age + reported < detect)
-        });
-        if streams {
+        if streams(name, reported) {
             return None;
         }
     }

@@ -1,0 +1,44 @@
+//! The simulation finds something: bugs put in on purpose, one at a time, in the simulated shell
+//! (never in production code), are each caught by the invariant that is there for them.
+
+use sempre_sim::{Bug, run_many};
+
+/// More seeds than any of these needs.
+const SEEDS: u64 = 400;
+
+/// The first violation that `bug` leads to.
+fn caught(bug: Bug) -> &'static str {
+    let mut found = None;
+    run_many(0, SEEDS, 2, Some(bug), |outcome| {
+        if let Some(violation) = outcome.violation {
+            found.get_or_insert(violation.invariant);
+        }
+        found.is_none()
+    });
+    found.unwrap_or_else(|| panic!("{bug:?} was not caught in {SEEDS} seeds"))
+}
+
+fn catches(bug: Bug, expected: &[&str]) {
+    let invariant = caught(bug);
+    assert!(expected.contains(&invariant), "{bug:?} was caught by `{invariant}`");
+}
+
+#[test]
+fn a_lease_counted_from_the_answers_arrival() {
+    catches(Bug::LeaseFromArrival, &["one-lease", "one-serves"]);
+}
+
+#[test]
+fn a_promotion_without_fencing() {
+    catches(Bug::PromoteWithoutFencing, &["no-commit-lost", "one-lease", "one-serves"]);
+}
+
+#[test]
+fn a_sync_set_shrunk_in_the_database_first() {
+    catches(Bug::ShrinkDatabaseFirst, &["enforced-is-relied-on", "no-commit-lost"]);
+}
+
+#[test]
+fn an_attestation_before_the_guard_has_killed() {
+    catches(Bug::AttestWithoutKilling, &["one-serves", "one-lease", "one-acknowledges"]);
+}
