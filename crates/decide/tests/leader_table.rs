@@ -1,0 +1,223 @@
+//! Every rule of the leader's table, reached by a view made by hand, with the whole change it
+//! proposes.
+
+mod common;
+
+use common::{Cluster3, END, G, NOW, fenced, name, set};
+use sempre_decide::leader::{RULES, decide};
+use sempre_model::{
+    Generation, Lsn, Phase, Timeline,
+    command::Change,
+    observation::{DiskState, ProcessState},
+    policy::OnCrash,
+    record::{Cause, Switchover},
+};
+
+fn proposed(all: &Cluster3) -> Option<(&'static str, Change)> {
+    decide(&all.view()).proposal.map(|p| (p.rule, p.change))
+}
+
+fn handing_over(me: &str) -> Cluster3 {
+    let mut all = Cluster3::serving(me);
+    all.record.phase = Phase::HandingOver { to: name("m1"), began_unix_ms: 77 };
+    all.since = NOW - 200;
+    all
+}
+
+/// One view for each rule, and what is to come of it.
+fn table() -> Vec<(&'static str, Cluster3, Change)> {
+    let fill = Cluster3::fencing("m2");
+    let fill_change = Change::Promote {
+        generation: Generation(4),
+        to: name("m1"),
+        fenced: vec![fenced("m1", Generation(4), END), fenced("m2", Generation(4), END)],
+        sync: set(1, &["m2"]),
+        evidence: vec![
+            "m1 is the most advanced of 2 fenced at 0/1388 on timeline 3; relied on 1 of {m1, m2}"
+                .into(),
+            "m0 attests that its database is gone".into(),
+        ],
+    };
+
+    let confirm = Cluster3::promoting("m2");
+    let confirm_change = Change::ConfirmServing {
+        generation: Generation(4),
+        timeline: Timeline(4),
+        lsn: Lsn(1_000),
+    };
+
+    let mut shrink = Cluster3::promoting("m0");
+    shrink.database("m1").downstreams.clear();
+    shrink.silent_for("m2", 1_500);
+    let shrink_change = Change::SetSync {
+        generation: Generation(4),
+        expect: set(1, &["m1", "m2"]),
+        sync: set(1, &["m1", "m2"]),
+        wanted: set(0, &[]),
+        why: "first sync set without the lost: 0 of {}".into(),
+    };
+
+    let mut complete = handing_over("m1");
+    complete.word("m0").attests_below = Generation(4);
+    let complete_change = Change::BeginFailover {
+        expect: G,
+        cause: Cause::Switchover,
+        target: Some(name("m1")),
+        allow_data_loss: false,
+        served_until_unix_ms: 77,
+        evidence: vec!["m0 has shut down to hand over to m1".into()],
+    };
+
+    let mut lost = Cluster3::serving("m1");
+    lost.silent_for("m0", 900);
+    for m in ["m1", "m2"] {
+        lost.database(m).receiver_age_ms = Some(900);
+    }
+    let lost_change = Change::BeginFailover {
+        expect: G,
+        cause: Cause::MemberLost,
+        target: None,
+        allow_data_loss: false,
+        served_until_unix_ms: 1_000_000 - 900,
+        evidence: vec!["m1 misses it for 900 ms".into(), "m2 misses it for 910 ms".into()],
+    };
+
+    let mut abort = handing_over("m2");
+    abort.database("m1").process = ProcessState::Crashed;
+    let abort_change =
+        Change::AbortHandOver { expect: G, why: "hand-over given up: m1 is lost".into() };
+
+    let mut full = Cluster3::serving("m1");
+    full.word("m0").disk = DiskState::Full;
+
+    let mut wish = Cluster3::serving("m1");
+    wish.record.switchover = Some(Switchover { to: Some(name("m2")), at_unix_ms: None });
+    wish.word("m0").hand_over_ready = true;
+
+    let mut keep = Cluster3::serving("m1");
+    keep.silent_for("m2", 1_500);
+    let keep_change = Change::SetSync {
+        generation: G,
+        expect: set(1, &["m1", "m2"]),
+        sync: set(1, &["m1", "m2"]),
+        wanted: set(1, &["m1"]),
+        why: "relied on 1 of {m1, m2}, enforcing 1 of {m1}".into(),
+    };
+
+    vec![
+        ("fill-vacancy", fill, fill_change),
+        ("confirm-serving", confirm, confirm_change),
+        ("shrink-while-promoting", shrink, shrink_change),
+        ("complete-hand-over", complete, complete_change),
+        ("replace-lost-primary", lost, lost_change),
+        ("abort-hand-over", abort, abort_change),
+        ("leave-full-disk", full, Change::BeginHandOver { expect: G, to: name("m1") }),
+        ("begin-hand-over", wish, Change::BeginHandOver { expect: G, to: name("m2") }),
+        ("keep-sync-set", keep, keep_change),
+    ]
+}
+
+#[test]
+fn each_rule_is_reached_and_proposes_the_whole_change() {
+    for (rule, all, change) in table() {
+        assert_eq!(proposed(&all), Some((rule, change)));
+    }
+}
+
+#[test]
+fn the_table_of_this_test_is_complete() {
+    let rules: Vec<_> = RULES.iter().map(|(rule, _)| *rule).collect();
+    let tested: Vec<_> = table().iter().map(|(rule, _, _)| *rule).collect();
+    assert_eq!(tested, rules);
+}
+
+#[test]
+fn a_healthy_cluster_is_left_alone() {
+    for me in ["m0", "m1", "m2"] {
+        assert_eq!(proposed(&Cluster3::serving(me)), None);
+    }
+}
+
+#[test]
+fn a_word_older_than_the_record_narrows_no_sync_set() {
+    let mut all = Cluster3::serving("m1");
+    all.record.sync = set(1, &["m0", "m1", "m2"]);
+    all.word("m0").record_version = all.record.version - 1;
+    assert_eq!(proposed(&all), None, "what it enforced then it may enforce no more");
+    all.word("m0").record_version = all.record.version;
+    let narrowed = proposed(&all).map(|(rule, _)| rule);
+    assert_eq!(narrowed, Some("keep-sync-set"));
+}
+
+#[test]
+fn a_first_sync_set_is_confirmed_only_when_every_walsender_knows_it() {
+    let mut all = Cluster3::promoting("m2");
+    all.database("m1").sync_since_lsn = Lsn(u64::MAX);
+    assert_eq!(proposed(&all), None);
+}
+
+#[test]
+fn a_lease_just_granted_is_not_condemned_by_older_words_of_the_voters() {
+    let mut all = Cluster3::serving("m1");
+    for m in ["m0", "m1", "m2"] {
+        all.word(m).grant_ms = 0;
+    }
+    assert_eq!(proposed(&all), None, "m0 says that it holds it");
+    all.word("m0").lease = None;
+    all.since = NOW - 10_000;
+    assert_eq!(proposed(&all).map(|(rule, _)| rule), Some("replace-lost-primary"));
+}
+
+#[test]
+fn a_leader_that_was_paused_condemns_nobody_by_old_words() {
+    let mut all = Cluster3::serving("m1");
+    for heard in all.heard.values_mut() {
+        heard.at = NOW - 710;
+    }
+    all.heard.get_mut(&name("m2")).unwrap().at = NOW - 690;
+    all.heard.get_mut(&name("m1")).unwrap().at = NOW;
+    all.database("m1").streaming_from = None;
+    assert_eq!(proposed(&all).filter(|(rule, _)| *rule == "replace-lost-primary"), None);
+}
+
+#[test]
+fn a_primary_that_the_leader_itself_streams_from_is_not_lost() {
+    let mut all = Cluster3::serving("m1");
+    all.silent_for("m0", 900);
+    all.database("m2").receiver_age_ms = Some(900);
+    assert_eq!(all.database("m1").receiver_age_ms, Some(30));
+    assert_eq!(proposed(&all).filter(|(rule, _)| *rule == "replace-lost-primary"), None);
+}
+
+#[test]
+fn a_standby_on_another_branch_does_not_hold_up_the_first_confirmation() {
+    let mut all = Cluster3::promoting("m0");
+    all.database("m1").downstreams.clear();
+    assert_eq!(proposed(&all), None, "it may still be connecting");
+    all.since = NOW - 4_000;
+    let rule = proposed(&all).map(|(rule, _)| rule);
+    assert_eq!(rule, Some("shrink-while-promoting"));
+}
+
+#[test]
+fn under_strict_others_take_the_place_of_the_lost() {
+    let mut all = Cluster3::promoting("m0");
+    all.record.policy.strict = true;
+    let Phase::Promoting { sync, .. } = &mut all.record.phase else { unreachable!() };
+    *sync = set(1, &[]);
+    let Some((rule, Change::SetSync { wanted, .. })) = proposed(&all) else {
+        panic!("nobody could ever confirm")
+    };
+    assert_eq!((rule, wanted), ("shrink-while-promoting", set(1, &["m2"])));
+}
+
+#[test]
+fn a_crash_is_replaced_or_restarted_as_the_policy_says() {
+    for (on_crash, replaced) in [(OnCrash::Failover, true), (OnCrash::Restart, false)] {
+        let mut all = Cluster3::serving("m1");
+        all.record.policy.on_crash = on_crash;
+        all.database("m0").process = ProcessState::Crashed;
+        let rule = proposed(&all).map(|(rule, _)| rule);
+        assert_eq!(rule == Some("replace-lost-primary"), replaced, "{on_crash:?}: {rule:?}");
+    }
+}
