@@ -128,13 +128,7 @@ impl Patroni {
             crate::probe::TABLE
         ));
         shell::run(&mut psql)?;
-        let (app, endpoint) = (&self.base.app, self.endpoint());
-        rig::wait_until("HAProxy leads to the leader", START_DEADLINE, async || {
-            let endpoint = endpoint.clone();
-            let task = async move { endpoint.connect("lab", Duration::from_secs(2)).await };
-            app.run(task).await.is_ok()
-        })
-        .await
+        rig::wait_reachable(&self.base, self.endpoint(), START_DEADLINE).await
     }
 
     fn configure(&self, host: &str) -> Result<()> {

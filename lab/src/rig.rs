@@ -310,6 +310,16 @@ pub async fn wait_until(
     Ok(())
 }
 
+/// Waits until an application gets in at `target`.
+pub async fn wait_reachable(base: &Base, target: Target, deadline: Duration) -> Result<()> {
+    wait_until(&format!("{} lets clients in", target.address), deadline, async || {
+        let target = target.clone();
+        let task = async move { target.connect("lab", VIEW_DEADLINE).await };
+        base.app.run(task).await.is_ok()
+    })
+    .await
+}
+
 /// Sends a signal to all database processes of a host.
 pub fn signal_database(base: &Base, host: &str, signal: Signal) -> Result<()> {
     let found = base.named(host, "postgres");

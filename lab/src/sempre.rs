@@ -108,7 +108,8 @@ impl Cluster {
         }
         rig::wait_whole(&self.base, START_DEADLINE).await?;
         self.make_role(first)?;
-        self.start_route()
+        self.start_route()?;
+        rig::wait_reachable(&self.base, self.endpoint(), START_DEADLINE).await
     }
 
     /// The folder and the configuration of one member.
