@@ -189,6 +189,8 @@ pub struct Database {
     pub ready_at: Micros,
     /// It is being shut down: takes no more work.
     pub stopping: bool,
+    /// Since when.
+    pub stopping_since: Micros,
     /// The upstream as the process last read it.
     pub upstream: Option<usize>,
     /// Out of recovery?

@@ -56,6 +56,13 @@ impl World {
             }
             self.becomes_ready(m);
         }
+        let db = &self.members[m].db;
+        if db.stopping && now - db.stopping_since > STREAM_TIMEOUT_US {
+            // A shutdown once begun comes to its end, whether its agent lives or not.
+            self.stopped_cleanly(m);
+            self.act(m);
+            return;
+        }
         self.tick_senders(m);
         self.tick_receiver(m);
         self.at(TICK_US, m, What::DatabaseTick { life });
@@ -410,14 +417,25 @@ impl World {
         self.stream(m, false);
     }
 
+    /// The end of a clean shutdown.
+    pub fn stopped_cleanly(&mut self, m: usize) {
+        self.database_ends(m, false, "shut down");
+        let data = &mut self.members[m].data;
+        if data.was_primary && data.flushed == data.log.len() {
+            data.clean_end = Some(data.flushed_lsn());
+        }
+    }
+
     /// Goes on shutting down cleanly. True: all is flushed, here and at every standby attached.
     pub fn shut_down_database(&mut self, m: usize) -> bool {
+        let now = self.now;
         let machine = &mut self.members[m];
         if machine.db.role != Role::Primary {
             return true;
         }
         if !machine.db.stopping {
             machine.db.stopping = true;
+            machine.db.stopping_since = now;
             // Backends are ended; whoever waited gets no answer.
             machine.db.waiting.clear();
             let timeline = machine.data.timeline();

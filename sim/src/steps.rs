@@ -286,11 +286,7 @@ impl World {
             if !self.shut_down_database(m) && self.clock(m) < began + SHUTDOWN_MS {
                 return Then::Again(2, 5 * MS);
             }
-            self.database_ends(m, false, "shut down");
-            let data = &mut self.members[m].data;
-            if data.was_primary && data.flushed == data.log.len() {
-                data.clean_end = Some(data.flushed_lsn());
-            }
+            self.stopped_cleanly(m);
         }
         if let Some(below) = fence {
             let machine = &mut self.members[m];

@@ -194,7 +194,8 @@ fn clean_hand_over(
     fenced: &[Fenced],
     target: Option<&MemberId>,
 ) -> Option<MemberId> {
-    let last = view.observation(view.record.last_serving()?)?;
+    let served = view.record.history.last()?;
+    let last = view.observation(&served.primary)?;
     let end = last.database.as_ref()?.clean_end_lsn?;
     if last.attests_below < view.record.generation {
         return None;
@@ -202,7 +203,8 @@ fn clean_hand_over(
     let able = || {
         fenced
             .iter()
-            .filter(|f| f.lsn >= end)
+            // As far on another timeline is not as far on this one.
+            .filter(|f| f.lsn >= end && f.timeline == served.timeline)
             .filter(|f| view.record.member(&f.member).is_some_and(|m| fit(view, m)))
     };
     let wanted = able().find(|f| target.is_none_or(|t| *t == f.member));

@@ -190,6 +190,18 @@ fn a_primary_that_the_leader_itself_streams_from_is_not_lost() {
 }
 
 #[test]
+fn a_clean_hand_over_goes_to_nobody_on_another_timeline() {
+    let mut all = Cluster3::fencing("m0");
+    all.database("m0").clean_end_lsn = Some(END);
+    all.word("m1").fenced.as_mut().unwrap().timeline = Timeline(2);
+    all.word("m1").fenced.as_mut().unwrap().lsn = Lsn(9_000);
+    let Some(("fill-vacancy", Change::Promote { to, .. })) = proposed(&all) else {
+        panic!("m2 has all of the old primary's WAL")
+    };
+    assert_eq!(to, name("m2"));
+}
+
+#[test]
 fn a_standby_on_another_branch_does_not_hold_up_the_first_confirmation() {
     let mut all = Cluster3::promoting("m0");
     all.database("m1").downstreams.clear();
