@@ -139,6 +139,14 @@ pub enum Task {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Re-form the cluster from this member alone, when the majority is gone for good
+    ///
+    /// Says first what may be lost, and asks. The daemon of this member must not run.
+    Recover {
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// The routing part alone
     Route {
         /// What to do.

@@ -16,6 +16,7 @@ mod fail;
 mod logs;
 mod member;
 mod privileges;
+mod recover;
 mod route;
 mod show;
 mod terminal;
@@ -57,6 +58,7 @@ fn dispatch(arguments: arguments::Arguments) -> Result<(), Fail> {
             code if code == ExitCode::SUCCESS => Ok(()),
             _ => Err(Fail::new("the guard ended", "its last words are above", "")),
         },
+        Task::Recover { yes } => recover::run(&scene, yes),
         Task::Demo(how) => demo::run(&scene, &how),
         Task::Route { task: arguments::RouteTask::Run(how) } => route::run(&how),
         task => connect::block_on(async {
