@@ -5,9 +5,10 @@ mod common;
 use common::{processes_below, psql, sempre, told, until};
 use serde_json::Value;
 use std::{
+    fs,
     io::{BufRead, BufReader},
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Stdio},
     sync::atomic::{AtomicU16, Ordering},
 };
@@ -21,13 +22,14 @@ struct Demo {
 }
 
 impl Demo {
-    fn start(members: u8) -> Self {
+    fn start(members: u8, below: &str) -> Self {
         // A short path: Unix sockets are below it.
         let folder = tempfile::Builder::new().prefix("sd").tempdir_in("/tmp").unwrap();
+        let dir = folder.path().join(below);
         let mut child = sempre()
             .args(["demo", "--json", "--base-port", &base_port().to_string()])
             .args(["--members", &members.to_string(), "--dir"])
-            .arg(folder.path())
+            .arg(dir)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -100,7 +102,7 @@ fn base_port() -> u16 {
 
 #[test]
 fn three_members_serve_hand_over_and_stop() {
-    let mut demo = Demo::start(3);
+    let mut demo = Demo::start(3, "");
     assert_eq!(demo.ready["members"].as_array().unwrap().len(), 3);
     let first = demo.member(0).clone();
     assert!(PathBuf::from(first["data_dir"].as_str().unwrap()).join("PG_VERSION").exists());
@@ -160,10 +162,17 @@ fn three_members_serve_hand_over_and_stop() {
 
 #[test]
 fn a_demo_that_is_killed_leaves_nothing_running() {
-    let mut demo = Demo::start(1);
+    // As root, a folder that the members' user cannot reach.
+    let mut demo = Demo::start(1, "private/demo");
+    let config = demo.text("config").to_owned();
+    let home = Path::new(&config).parent().unwrap();
     assert_eq!(demo.sql("read_only", "select 1"), "1");
-    assert!(!processes_below(demo.folder.path()).is_empty());
+    assert!(!processes_below(home).is_empty());
     demo.child.kill().unwrap();
     demo.child.wait().unwrap();
-    until("all is gone", || processes_below(demo.folder.path()).is_empty().then_some(()));
+    until("all is gone", || processes_below(home).is_empty().then_some(()));
+    if home.parent() == Some(Path::new("/tmp")) {
+        assert_eq!(fs::read_link(demo.folder.path().join("private/demo/cluster")).unwrap(), home);
+        fs::remove_dir_all(home).unwrap();
+    }
 }

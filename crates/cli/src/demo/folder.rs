@@ -4,11 +4,15 @@ use crate::{fail::Fail, privileges};
 use nix::unistd::{Uid, User};
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
 /// The system user the members run as when the demo is started as root.
 const USER: &str = "postgres";
+
+/// What leads from the folder that was named to the one that is used instead.
+const LINK: &str = "cluster";
 
 /// The folder of a demo.
 #[derive(Debug)]
@@ -73,6 +77,27 @@ impl Folder {
                 "Remove it, or name another folder with --dir.",
             ));
         }
+        match user {
+            Some(user) if !reaches(user, &path) => Self::elsewhere(&path, user),
+            _ => Ok(path),
+        }
+    }
+
+    /// A folder that the members' user can reach, with a link to it from the one that was named:
+    /// scripts that run as root like to work below folders that are root's alone.
+    fn elsewhere(named: &Path, user: &User) -> Result<PathBuf, Fail> {
+        let path = Self::temporary(Some(user))?;
+        let link = named.join(LINK);
+        std::os::unix::fs::symlink(&path, &link).map_err(|error| {
+            Fail::new(format!("cannot make {}", link.display()), error.to_string(), "")
+        })?;
+        eprintln!(
+            "the system user `{}` cannot reach {}: the cluster is in {}, and {} leads there",
+            user.name,
+            named.display(),
+            path.display(),
+            link.display()
+        );
         Ok(path)
     }
 
@@ -102,4 +127,16 @@ impl Folder {
             )
         })
     }
+}
+
+/// May the user go through all folders above this one?
+fn reaches(user: &User, path: &Path) -> bool {
+    path.ancestors().skip(1).filter_map(|above| fs::metadata(above).ok()).all(|above| {
+        let passes = match () {
+            () if above.uid() == user.uid.as_raw() => 0o100,
+            () if above.gid() == user.gid.as_raw() => 0o010,
+            () => 0o001,
+        };
+        above.mode() & passes != 0
+    })
 }
