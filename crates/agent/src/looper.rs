@@ -106,7 +106,6 @@ pub struct Looper {
     pub kept_house_at: Millis,
     pub inspect_due: bool,
     pub reconnecting: bool,
-    pub missed: BTreeMap<(MemberId, usize), u32>,
     pub table_key: Option<Table>,
 }
 
@@ -162,11 +161,8 @@ impl Looper {
                 if let Some(count) = self.under_way.get_mut(&(from.clone(), path)) {
                     *count = count.saturating_sub(1);
                 }
-                let Some(answer) = answer else {
-                    *self.missed.entry((from, path)).or_default() += 1;
-                    return;
-                };
-                self.missed.remove(&(from.clone(), path));
+                let Some(answer) = answer else { return };
+                self.state.unanswered_since.remove(&(from.clone(), path));
                 self.state.heard_on(&from, path, now);
                 let count = self.state.record.member(&from).map_or(1, |m| m.paths.len());
                 let rtt = self.state.rtt_us.entry(from.clone()).or_default();
@@ -416,6 +412,7 @@ impl Looper {
                     continue;
                 }
                 *under_way += 1;
+                self.state.unanswered_since.entry((to.clone(), path)).or_insert(now);
                 let (peers, events) = (self.peers.clone(), self.events.clone());
                 let (to, body) = (to.clone(), body.clone());
                 tokio::spawn(async move {
@@ -571,7 +568,8 @@ impl Looper {
         let host = self.executor.upstream_host()?;
         let member = self.state.record.member(&upstream)?;
         let path = member.paths.iter().position(|p| p.host == host)?;
-        self.lost(&upstream, path, now)
+        self.state
+            .path_lost(&upstream, path, now)
             .then_some(Job::Step(member::Step::Follow { upstream: Some(upstream) }))
     }
 
@@ -581,14 +579,10 @@ impl Looper {
             let member = self.state.record.member(name)?;
             let address = downstream.client_addr.as_ref()?;
             let path = member.paths.iter().position(|p| p.host == *address)?;
-            self.lost(name, path, now)
+            self.state
+                .path_lost(name, path, now)
                 .then(|| Job::CutWalsender { member: name.clone(), address: address.clone() })
         })
-    }
-
-    fn lost(&self, member: &MemberId, path: usize, now: Millis) -> bool {
-        let missed = self.missed.get(&(member.clone(), path)).copied().unwrap_or(0);
-        missed >= 1 && self.state.path_lost(member, path, now)
     }
 
     fn start(&mut self, job: Job) {
@@ -627,7 +621,7 @@ impl Looper {
                     .paths
                     .iter()
                     .enumerate()
-                    .map(|(i, p)| (self.lost(&m.name, i, now), i, p.host.clone()))
+                    .map(|(i, p)| (self.state.path_lost(&m.name, i, now), i, p.host.clone()))
                     .collect();
                 paths.sort();
                 (m.name.clone(), paths.into_iter().map(|(_, _, host)| host).collect())
@@ -640,7 +634,7 @@ impl Looper {
         let members = self.state.record.members.values();
         members
             .flat_map(|m| m.paths.iter().enumerate().map(move |(i, p)| (m, i, p)))
-            .filter(|(m, i, _)| self.lost(&m.name, *i, now))
+            .filter(|(m, i, _)| self.state.path_lost(&m.name, *i, now))
             .map(|(_, _, p)| p.host.clone())
             .collect()
     }

@@ -158,7 +158,6 @@ pub async fn run(
         kept_house_at: 0,
         inspect_due: false,
         reconnecting: false,
-        missed: BTreeMap::new(),
         table_key: None,
     };
     let looping = tokio::spawn(looper.run(events, stop.clone()));

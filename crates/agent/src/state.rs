@@ -52,6 +52,7 @@ pub struct State {
     pub holder: Holder,
     pub heard: BTreeMap<MemberId, Heard>,
     pub heard_paths: BTreeMap<MemberId, Vec<Option<Millis>>>,
+    pub unanswered_since: BTreeMap<(MemberId, usize), Millis>,
     pub rtt_us: BTreeMap<MemberId, Vec<Option<u64>>>,
     pub started: Millis,
     pub since: Millis,
@@ -92,6 +93,7 @@ impl State {
             holder: Holder::default(),
             heard: BTreeMap::new(),
             heard_paths: BTreeMap::new(),
+            unanswered_since: BTreeMap::new(),
             rtt_us: BTreeMap::new(),
             started: now,
             since: now,
@@ -231,12 +233,18 @@ impl State {
             .collect()
     }
 
-    /// Is `path` to `member` lost? (Never heard counts as lost once others were heard.)
+    /// Is `path` to `member` lost? Silent for long enough, with a heartbeat of ours unanswered,
+    /// while another path to the same member works. A member that is silent everywhere is not
+    /// judged by this.
     pub fn path_lost(&self, member: &MemberId, path: usize, now: Millis) -> bool {
-        let views = self.path_views(member, now);
         let limit = self.record.policy.path_detect_ms;
+        let views = self.path_views(member, now);
         let alive = |v: &PathView| v.age_ms.is_some_and(|age| age < limit);
-        views.iter().any(alive) && views.get(path).is_some_and(|v| !alive(v))
+        let unanswered = self
+            .unanswered_since
+            .get(&(member.clone(), path))
+            .is_some_and(|since| now.saturating_sub(*since) >= limit / 2);
+        unanswered && views.iter().any(alive) && views.get(path).is_some_and(|v| !alive(v))
     }
 
     /// The database as this member reports it.

@@ -245,7 +245,7 @@ mod tests {
     fn values_are_read_leniently() {
         let expected = Policy {
             lease_ttl_ms: 5_000,
-            heartbeat_ms: 250,
+            heartbeat_ms: 120,
             route_max_lag_bytes: 1 << 30,
             strict: true,
             durability: Durability::Sync,
@@ -255,7 +255,7 @@ mod tests {
         };
         let changed = change(&[
             ("lease_ttl_ms", "5s"),
-            ("heartbeat_ms", " 250 ms"),
+            ("heartbeat_ms", " 120 ms"),
             ("route_max_lag_bytes", "1GB"),
             ("strict", "on"),
             ("durability", "Sync"),

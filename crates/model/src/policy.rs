@@ -97,9 +97,9 @@ impl Default for Policy {
             sync_spares: 1,
             strict: false,
             max_lag_bytes: 1 << 20,
-            heartbeat_ms: 200,
-            detect_ms: 700,
-            path_detect_ms: 500,
+            heartbeat_ms: 100,
+            detect_ms: 500,
+            path_detect_ms: 250,
             lease_ttl_ms: 2_000,
             lease_margin_ms: 100,
             clock_drift_ppm: 1_000,
@@ -238,8 +238,8 @@ mod tests {
     #[test]
     fn times_that_do_not_fit_together_are_refused() {
         for (change, word) in [
-            (Policy { detect_ms: 100, ..Policy::default() }, "detect_ms"),
-            (Policy { lease_ttl_ms: 500, ..Policy::default() }, "lease_ttl_ms"),
+            (Policy { detect_ms: 150, ..Policy::default() }, "detect_ms"),
+            (Policy { lease_ttl_ms: 450, ..Policy::default() }, "lease_ttl_ms"),
             (Policy { election_max_ms: 500, ..Policy::default() }, "election_max_ms"),
             (
                 Policy { fast_promotion: true, durability: Durability::Async, ..Policy::default() },

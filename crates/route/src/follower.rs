@@ -7,6 +7,7 @@
 use crate::{
     TABLE_PATH, Table, TableAnswer, VERIFY_PATH, VERIFY_TIMEOUT, Verifier, VerifyAnswer,
     http::Client,
+    probe::{Endpoint, Pulse, probe},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use hyper::StatusCode;
@@ -35,9 +36,8 @@ const POLL_EVERY: Duration = Duration::from_millis(20);
 const ENDPOINTS_MAX: usize = 64;
 /// Answers on their way to the loop; a poller that finds it full waits.
 const QUEUE: usize = 64;
-
-/// Host and REST port.
-type Endpoint = (String, u16);
+/// Between two looks at which addresses are dead.
+const PULSE_EVERY: Duration = Duration::from_millis(50);
 
 /// What a poller saw: the table, or that the endpoint does not answer.
 type News = (Endpoint, Option<TableAnswer>);
@@ -57,16 +57,20 @@ impl Follower {
         let (publish, table) = watch::channel(Arc::new(Table::default()));
         let (publish_places, places) = watch::channel(Places::new());
         let (report, news) = mpsc::channel(QUEUE);
+        let (beats, pulses) = mpsc::channel(QUEUE);
         let mut following = Following {
             publish,
             publish_places,
             report,
             answers: BTreeMap::new(),
             known: BTreeSet::new(),
+            best: None,
+            pulse: Pulse::default(),
+            beats,
             pollers: JoinSet::new(),
         };
         members.into_iter().for_each(|endpoint| following.learn(endpoint));
-        tokio::spawn(following.run(news));
+        tokio::spawn(following.run(news, pulses));
         (table, Arc::new(Follower { places }))
     }
 }
@@ -110,13 +114,20 @@ struct Following {
     report: mpsc::Sender<News>,
     answers: BTreeMap<Endpoint, TableAnswer>,
     known: BTreeSet<Endpoint>,
+    best: Option<Table>,
+    pulse: Pulse,
+    beats: mpsc::Sender<Endpoint>,
     pollers: JoinSet<()>,
 }
 
 impl Following {
-    async fn run(mut self, mut news: mpsc::Receiver<News>) {
+    async fn run(mut self, mut news: mpsc::Receiver<News>, mut beats: mpsc::Receiver<Endpoint>) {
+        let mut look = time::interval(PULSE_EVERY);
+        look.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                Some(endpoint) = beats.recv() => self.pulse.beat(endpoint, time::Instant::now()),
+                _ = look.tick() => self.publish(),
                 Some((endpoint, answer)) = news.recv() => self.heard(endpoint, answer),
                 () = self.publish.closed() => return,
             }
@@ -150,6 +161,7 @@ impl Following {
     /// Polls this one too.
     fn learn(&mut self, endpoint: Endpoint) {
         if self.known.len() < ENDPOINTS_MAX && self.known.insert(endpoint.clone()) {
+            self.pollers.spawn(probe(endpoint.clone(), self.beats.clone()));
             self.pollers.spawn(poll(endpoint, self.report.clone()));
         }
     }
@@ -161,10 +173,27 @@ impl Following {
             .values()
             .max_by_key(|answer| (answer.table.generation, answer.confirmed, answer.table.version));
         let Some(best) = best else { return };
+        if self.best.as_ref().is_none_or(|known| best.table.generation >= known.generation) {
+            self.best = Some(best.table.clone());
+        }
+        self.publish();
+    }
+
+    /// The best table, with what is dead from here.
+    fn publish(&mut self) {
+        let Some(mut table) = self.best.clone() else { return };
+        table.dead_hosts =
+            self.pulse.dead_hosts(&self.publish_places.borrow(), time::Instant::now());
+        let dead = &table.dead_hosts;
+        let targets = table.standbys.iter_mut().map(|s| &mut s.target).chain(&mut table.primary);
+        for target in targets {
+            // Living paths first.
+            target.hosts.sort_by_key(|host| dead.contains(host));
+        }
         self.publish.send_if_modified(|published| {
-            let news = best.table.generation >= published.generation && best.table != **published;
+            let news = table != **published;
             if news {
-                *published = Arc::new(best.table.clone());
+                *published = Arc::new(table);
             }
             news
         });

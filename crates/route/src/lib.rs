@@ -41,6 +41,7 @@ mod follower;
 mod gate;
 mod hold;
 mod http;
+mod probe;
 mod router;
 mod session;
 mod sessions;
