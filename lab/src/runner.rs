@@ -20,6 +20,10 @@ const WARM_DEADLINE: Duration = Duration::from_secs(60);
 const WRITES_DEADLINE: Duration = Duration::from_secs(120);
 const WHOLE_DEADLINE: Duration = Duration::from_secs(120);
 const CONVERGED_DEADLINE: Duration = Duration::from_secs(60);
+/// A stall of more than this many times the aim, and [`HOPELESS_MORE`] on top, fails the run: no slow
+/// moment of the machine explains it. Less is reported as slow.
+const HOPELESS_TIMES: u64 = 3;
+const HOPELESS_MORE: u64 = 6_000;
 /// The load goes on for so long after the cluster is whole.
 const AFTERWARDS: Duration = Duration::from_millis(500);
 
@@ -127,12 +131,21 @@ async fn attempt(rig: &mut dyn Rig, run: &mut Run, options: Options) -> Result<(
     if report.duplicates > 0 {
         run.failures.push(format!("{} rows are there twice", report.duplicates));
     }
+    run.failures.extend(hopeless(fault, report.stall_ms).filter(|_| rig.make() == "sempre"));
     run.load = Some(report);
     if run.passed() {
         converged(rig, &table).await?;
         run.primary.1 = rig::wait_whole(rig.base(), WHOLE_DEADLINE).await?;
     }
     Ok(())
+}
+
+/// Why a stall cannot be called slow any more, if so.
+fn hopeless(fault: Fault, stall_ms: u64) -> Option<String> {
+    let aim = fault.stall_target_ms()?;
+    let most = aim * HOPELESS_TIMES + HOPELESS_MORE;
+    (stall_ms > most)
+        .then(|| format!("writes stalled for {stall_ms} ms; the aim is {aim}, the limit {most}"))
 }
 
 fn start_probe(rig: &dyn Rig, acceptance: Acceptance) -> Probe {
