@@ -4,6 +4,7 @@ use crate::{
     clock::MS,
     database::{Database, Receiver, Running, Sender, Waiting},
     event::{Msg, What},
+    scenario::Bug,
     world::World,
 };
 use sempre_model::{
@@ -398,7 +399,8 @@ impl World {
         let machine = &mut self.members[m];
         let own = machine.data.timeline_known + 1;
         let generation = machine.guard.armed.map_or(0, |(g, _)| g.0 as u32);
-        let timeline = if self.scenario.own_timelines { own } else { own.max(generation) };
+        let alone = self.scenario.bug == Some(Bug::OwnTimelines);
+        let timeline = if alone { own } else { own.max(generation) };
         machine.data.append(timeline, 100, 0);
         machine.data.flushed = machine.data.log.len();
         machine.data.was_primary = true;

@@ -91,10 +91,8 @@ impl World {
         let generation = self.members[m].guard.armed.map(|(g, _)| g).unwrap_or_default();
         self.stats.commits += 1;
         self.oracle.acked_at = self.now;
-        if let Some(client) = self.clients.get_mut(commit.client) {
-            if client.at == Some(m) {
-                client.at = None;
-            }
+        if let Some(client) = self.clients.get_mut(commit.client).filter(|c| c.at == Some(m)) {
+            client.at = None;
         }
         match self.oracle.acked {
             // The old one, whose guard was paused past the deadline, or that `fast_promotion` left

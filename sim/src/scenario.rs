@@ -30,6 +30,10 @@ pub enum Bug {
     ForgetPromise,
     /// An agent attests as soon as it asks for the fence, not when the guard has done it.
     AttestWithoutKilling,
+    /// A promotion takes the next timeline that the member itself knows of, as PostgreSQL does when
+    /// left alone, so that two members can choose the same one. Without it, the simulated engine
+    /// numbers the timeline of a promotion by its generation.
+    OwnTimelines,
     /// A member grants leases before its own log and record say that it votes.
     GrantBeforeVoting,
 }
@@ -59,9 +63,6 @@ pub struct Scenario {
     pub stubborn: usize,
     /// The guard may be paused apart from the database.
     pub pause_guard_alone: bool,
-    /// A promotion takes the next timeline that the member itself knows of, as PostgreSQL does by
-    /// itself, so that two members can choose the same one. Without: the generation's number.
-    pub own_timelines: bool,
     /// The bug put in.
     pub bug: Option<Bug>,
 }
@@ -105,7 +106,6 @@ impl Scenario {
             clients: 4,
             stubborn: 2,
             pause_guard_alone: durability != Durability::Async,
-            own_timelines: false,
             bug,
         }
     }

@@ -6,10 +6,10 @@ use sempre_sim::{Bug, run_many};
 /// More seeds than any of these needs.
 const SEEDS: u64 = 400;
 
-/// The first violation that `bug` leads to.
-fn caught(bug: Bug) -> &'static str {
+/// The first violation that `bug` leads to, from seed `from` on.
+fn caught(bug: Bug, from: u64) -> &'static str {
     let mut found = None;
-    run_many(0, SEEDS, 2, Some(bug), |outcome| {
+    run_many(from, SEEDS, 2, Some(bug), |outcome| {
         if let Some(violation) = outcome.violation {
             found.get_or_insert(violation.invariant);
         }
@@ -18,27 +18,37 @@ fn caught(bug: Bug) -> &'static str {
     found.unwrap_or_else(|| panic!("{bug:?} was not caught in {SEEDS} seeds"))
 }
 
-fn catches(bug: Bug, expected: &[&str]) {
-    let invariant = caught(bug);
+fn catches(bug: Bug, from: u64, expected: &[&str]) {
+    let invariant = caught(bug, from);
     assert!(expected.contains(&invariant), "{bug:?} was caught by `{invariant}`");
 }
 
 #[test]
 fn a_lease_counted_from_the_answers_arrival() {
-    catches(Bug::LeaseFromArrival, &["one-lease", "one-serves"]);
+    catches(Bug::LeaseFromArrival, 0, &["one-lease", "one-serves"]);
 }
 
 #[test]
 fn a_promotion_without_fencing() {
-    catches(Bug::PromoteWithoutFencing, &["no-commit-lost", "one-lease", "one-serves"]);
+    catches(Bug::PromoteWithoutFencing, 0, &["no-commit-lost", "one-lease", "one-serves"]);
 }
 
 #[test]
 fn a_sync_set_shrunk_in_the_database_first() {
-    catches(Bug::ShrinkDatabaseFirst, &["enforced-is-relied-on", "no-commit-lost"]);
+    catches(Bug::ShrinkDatabaseFirst, 0, &["enforced-is-relied-on", "no-commit-lost"]);
 }
 
 #[test]
 fn an_attestation_before_the_guard_has_killed() {
-    catches(Bug::AttestWithoutKilling, &["one-serves", "one-lease", "one-acknowledges"]);
+    catches(Bug::AttestWithoutKilling, 0, &["one-serves", "one-lease", "one-acknowledges"]);
+}
+
+#[test]
+fn timelines_that_two_members_number_alike() {
+    catches(Bug::OwnTimelines, 900, &["one-history"]);
+}
+
+#[test]
+fn a_replaced_member_that_grants_before_it_votes() {
+    catches(Bug::GrantBeforeVoting, 0, &["one-lease", "one-serves", "no-commit-lost"]);
 }

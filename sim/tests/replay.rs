@@ -4,7 +4,7 @@ use sempre_sim::{run, run_many};
 
 /// Seeds that failed at some time, with what they found then. What a seed stands for changes
 /// whenever the scenarios do; each finding has a test of its own in `crates/decide` as well.
-const FOUND: [(u64, &str); 11] = [
+const FOUND: [(u64, &str); 13] = [
     (0, "strict: a first sync set that nobody could fill; the cluster stayed in `promoting`"),
     (18, "a promoted primary that crashed before it served was never started again"),
     (43, "a new lease was condemned by grants heard before it"),
@@ -15,6 +15,8 @@ const FOUND: [(u64, &str); 11] = [
     (1241, "a replaced member granted a lease that it had promised not to"),
     (1443, "a first sync set was confirmed before every walsender knew it"),
     (4046, "the leader's own stream from the primary did not count as a sign of life"),
+    (3658, "a shutdown that lost its agent half-way never came to its end"),
+    (8731, "a clean hand-over went to a standby as far on, but on another timeline"),
     (11379, "a leader that was paused condemned the primary by its own deafness"),
 ];
 
