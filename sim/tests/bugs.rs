@@ -49,6 +49,6 @@ fn timelines_that_two_members_number_alike() {
 }
 
 #[test]
-fn a_replaced_member_that_grants_before_it_votes() {
-    catches(Bug::GrantBeforeVoting, 0, &["one-lease", "one-serves", "no-commit-lost"]);
+fn a_voter_that_forgets_its_promise() {
+    catches(Bug::ForgetPromise, 0, &["one-lease", "one-serves", "no-commit-lost"]);
 }
