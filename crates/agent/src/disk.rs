@@ -51,6 +51,10 @@ pub async fn watch_disk(
 }
 
 fn probe(folder: &Path) -> DiskState {
+    // An empty folder must stay empty, or no database can be made or copied into it.
+    if !folder.join("PG_VERSION").exists() {
+        return DiskState::Healthy;
+    }
     let path = folder.join("sempre.probe");
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
@@ -59,7 +63,7 @@ fn probe(folder: &Path) -> DiskState {
     };
     match write() {
         Ok(()) => DiskState::Healthy,
-        // No data directory yet: nothing to probe.
+        // It was just moved away (a fresh copy takes its place).
         Err(e) if e.kind() == io::ErrorKind::NotFound => DiskState::Healthy,
         Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
             DiskState::Full
@@ -74,16 +78,22 @@ mod tests {
 
     #[test]
     fn a_probe_tells_states_apart() {
-        let folder = tempfile::tempdir().unwrap();
+        let data = || {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("PG_VERSION"), "15").unwrap();
+            folder
+        };
+        let folder = data();
         assert_eq!(probe(folder.path()), DiskState::Healthy);
-        assert_eq!(probe(&folder.path().join("missing")), DiskState::Healthy);
-        std::fs::create_dir(folder.path().join("sempre.probe.d")).unwrap();
-        let file = folder.path().join("file");
-        std::fs::write(&file, b"x").unwrap();
-        assert!(matches!(probe(&file), DiskState::Failing(_)));
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!(probe(empty.path()), DiskState::Healthy);
+        assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0, "nothing is left there");
+        let failing = data();
+        std::fs::create_dir(failing.path().join("sempre.probe")).unwrap();
+        assert!(matches!(probe(failing.path()), DiskState::Failing(_)));
         // /dev/full says what a full disk says.
         if Path::new("/dev/full").exists() {
-            let full = tempfile::tempdir().unwrap();
+            let full = data();
             std::os::unix::fs::symlink("/dev/full", full.path().join("sempre.probe")).unwrap();
             assert_eq!(probe(full.path()), DiskState::Full);
         }

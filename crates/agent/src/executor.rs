@@ -124,8 +124,8 @@ pub struct Done {
     pub data: Option<(DataDir, Option<u64>, Option<Lsn>)>,
     /// The standby is fenced.
     pub fenced: Option<Fenced>,
-    /// Everything the record asks for is in the configuration.
-    pub settings_written: bool,
+    /// Everything the record asks for is in the configuration, as of this change.
+    pub settings_written: Option<u64>,
     /// The checkpoint before a hand-over is done.
     pub hand_over_ready: bool,
     /// The WAL fits the upstream's.
@@ -154,6 +154,7 @@ pub(crate) struct JobContext {
     pub applied: Applied,
     pub lease: Option<Lease>,
     pub hosts: BTreeMap<MemberId, Vec<String>>,
+    pub settings_change: u64,
     pub events: mpsc::Sender<Event>,
 }
 
@@ -242,11 +243,19 @@ impl Executor {
         applied: Applied,
         lease: Option<Lease>,
         hosts: BTreeMap<MemberId, Vec<String>>,
+        settings_change: u64,
         events: mpsc::Sender<Event>,
     ) -> impl Future<Output = ()> + Send {
         let record = self.record();
-        let context =
-            JobContext { executor: self, record, applied, lease, hosts, events: events.clone() };
+        let context = JobContext {
+            executor: self,
+            record,
+            applied,
+            lease,
+            hosts,
+            settings_change,
+            events: events.clone(),
+        };
         async move {
             let result = context.execute(&job).await;
             let result = result.map(Box::new).map_err(|e| format!("{e:#}"));

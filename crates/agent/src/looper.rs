@@ -105,6 +105,8 @@ pub struct Looper {
     pub sync_written_at: Millis,
     pub kept_house_at: Millis,
     pub inspect_due: bool,
+    /// Counts changes of what the record says of the configuration.
+    pub settings_change: u64,
     pub reconnecting: bool,
     pub table_key: Option<Table>,
 }
@@ -193,7 +195,10 @@ impl Looper {
                 self.news = true;
             }
             Event::Busy(busy) => self.state.busy = busy,
-            Event::Rewrite => self.state.settings_differ = true,
+            Event::Rewrite => {
+                self.settings_change += 1;
+                self.state.settings_differ = true;
+            }
         }
     }
 
@@ -221,7 +226,10 @@ impl Looper {
             self.job = None;
             self.state.busy = None;
         }
-        self.state.settings_differ |= differ;
+        if differ {
+            self.settings_change += 1;
+            self.state.settings_differ = true;
+        }
     }
 
     fn take_guard(&mut self, status: GuardStatus) {
@@ -318,7 +326,7 @@ impl Looper {
                 if done.fenced.is_some() {
                     self.state.fenced = done.fenced;
                 }
-                if done.settings_written {
+                if done.settings_written == Some(self.settings_change) {
                     self.state.settings_differ = false;
                 }
                 if matches!(
@@ -597,6 +605,7 @@ impl Looper {
             self.state.applied.clone(),
             lease,
             self.hosts(),
+            self.settings_change,
             self.events.clone(),
         );
         if let Job::Step(member::Step::Follow { upstream: Some(_) }) = &job {

@@ -157,6 +157,7 @@ pub async fn run(
         sync_written_at: 0,
         kept_house_at: 0,
         inspect_due: false,
+        settings_change: 0,
         reconnecting: false,
         table_key: None,
     };

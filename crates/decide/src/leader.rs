@@ -310,7 +310,7 @@ pub fn target(
     able.sort();
     match able.first() {
         Some((_, _, name)) => Ok((*name).clone()),
-        None if reasons.is_empty() => Err("there is no such member".into()),
+        None if reasons.is_empty() => Err("there is no other member with a database".into()),
         None => Err(reasons.join("; ")),
     }
 }

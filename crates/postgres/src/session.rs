@@ -193,9 +193,16 @@ impl Session {
     }
 
     /// Parameters that wait for a restart (scans all of them: about 1 ms).
+    ///
+    /// PostgreSQL also calls a parameter pending when its line went away, even if the default it
+    /// would go back to is what is in force. Such a one is left out.
     pub async fn pending_restart(&self) -> Result<Vec<String>> {
         let doing = "tell what waits for a restart";
-        let sql = "SELECT name FROM pg_settings WHERE pending_restart ORDER BY name";
+        let sql = "SELECT s.name FROM pg_settings s \
+             WHERE s.pending_restart AND s.setting IS DISTINCT FROM coalesce( \
+               (SELECT f.setting FROM pg_file_settings f WHERE f.name = s.name \
+                ORDER BY f.seqno DESC LIMIT 1), s.boot_val) \
+             ORDER BY s.name";
         self.rows(doing, sql, &[]).await?.iter().map(|row| get(row, 0, doing)).collect()
     }
 

@@ -132,6 +132,9 @@ const DEFAULTS: [(&str, &str); 14] = [
     ("password_encryption", "scram-sha-256"),
 ];
 
+/// Members that a cluster has room for from its beginning.
+const MEMBERS_EXPECTED: usize = 7;
+
 impl Settings {
     /// The whole configuration file. `floors` is what a standby needs at least.
     pub(crate) fn render(
@@ -243,8 +246,10 @@ impl Settings {
         let wanted = |name: &str| {
             self.parameters.get(name).and_then(|value| value.trim().parse::<u64>().ok())
         };
-        // Each member needs one, a copy two, and backups and users some.
-        let senders = u64::from(MIN_SENDERS).max(self.data_members as u64 * 2 + 6);
+        // Each member needs one, a copy two, and backups and users some. The first members start
+        // with room for more, so that nobody has to restart when those join.
+        let senders =
+            u64::from(MIN_SENDERS).max(self.data_members.max(MEMBERS_EXPECTED) as u64 * 2 + 6);
         let logical = self.parameters.get("wal_level").is_some_and(|v| v.trim() == "logical");
         let mut lines = vec![("wal_level", if logical { "logical" } else { "replica" }.to_owned())];
         let sender_floor = match self.role {

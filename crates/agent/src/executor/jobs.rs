@@ -202,7 +202,7 @@ impl JobContext {
         self.configure(role, next).await?;
         self.reload().await?;
         session.ensure_slots(&self.others()).await?;
-        Ok(Done { settings_written: true, ..self.done() })
+        Ok(Done { settings_written: Some(self.settings_change), ..self.done() })
     }
 
     /// Every other member with a database: each needs a slot here, whoever is primary.
