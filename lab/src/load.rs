@@ -216,14 +216,15 @@ async fn write(w: usize, options: Options, log: Shared, mut stop: watch::Receive
                     }
                 }
                 Err(error) => {
-                    with(&log, |log| {
-                        log.failed(one_line(&error));
-                        // An error of the statement alone leaves the session usable; the
-                        // application of this lab opens a new one all the same.
-                        log.cut += usize::from(open.client.is_closed());
-                    });
-                    session = None;
+                    with(&log, |log| log.failed(one_line(&error)));
                     sleep(RECONNECT_PAUSE).await;
+                    // An error of the statement alone leaves the session usable, and is no cut; but
+                    // this application opens a new one all the same. Asked after the pause, because
+                    // the end of a connection is noticed a moment after its last error.
+                    if open.client.is_closed() {
+                        with(&log, |log| log.cut += 1);
+                    }
+                    session = None;
                 }
             }
         };

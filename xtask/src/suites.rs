@@ -115,7 +115,7 @@ fn suites(arguments: &Arguments) -> Vec<Suite> {
         ),
         Suite::new(
             "simulated clusters",
-            Count::Lines(Dialect::Plain),
+            Count::Lines(Dialect::Seeds),
             [sim::command(arguments.seeds, None, &[])],
         ),
         lab(arguments.runs),

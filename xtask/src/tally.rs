@@ -35,6 +35,8 @@ pub enum Dialect {
     Nextest,
     /// `7 passed, 0 failed, 2 skipped`, alone on its line
     Plain,
+    /// `2000 seeds passed`, or `3 of 2000 seeds FAILED: ...`
+    Seeds,
 }
 
 /// What a line says of tests, if it is a closing line.
@@ -52,12 +54,23 @@ pub fn closing_line(dialect: Dialect, line: &str) -> Option<Tally> {
             before(line, "failed")?;
             line
         }
+        Dialect::Seeds => return seeds(line),
     };
     Some(Tally {
         passed: before(rest, "passed")?,
         failed: before(rest, "failed").unwrap_or(0) + before(rest, "timed").unwrap_or(0),
         skipped: before(rest, "skipped").or_else(|| before(rest, "ignored")).unwrap_or(0),
     })
+}
+
+fn seeds(line: &str) -> Option<Tally> {
+    let (ran, failed) = match line.split(' ').collect::<Vec<_>>()[..] {
+        [ran, "seeds", "passed"] => (ran, "0"),
+        [failed, "of", ran, "seeds", "FAILED:", ..] => (ran, failed),
+        _ => return None,
+    };
+    let (ran, failed): (u64, u64) = (ran.parse().ok()?, failed.parse().ok()?);
+    Some(Tally { passed: ran.saturating_sub(failed), failed, skipped: 0 })
 }
 
 /// A line without the colours of a terminal.
@@ -95,6 +108,9 @@ mod tests {
         let plain = "18 passed, 0 failed, 1 skipped";
         assert_eq!(closing_line(Dialect::Plain, plain), tally(18, 0, 1));
         assert_eq!(closing_line(Dialect::Plain, "3 passed by"), None);
+        assert_eq!(closing_line(Dialect::Seeds, "2000 seeds passed"), tally(2000, 0, 0));
+        assert_eq!(closing_line(Dialect::Seeds, "2 of 9 seeds FAILED: [1, 7]"), tally(7, 2, 0));
+        assert_eq!(closing_line(Dialect::Seeds, "seeds passed"), None);
     }
 
     #[test]
