@@ -1,4 +1,5 @@
-//! The disk probe: a small write with fsync beside the data, with a deadline.
+//! The disk probe: room that is left, and a small write with fsync beside the data, with a
+//! deadline.
 
 use crate::{clock, looper::Event};
 use sempre_model::observation::DiskState;
@@ -10,12 +11,15 @@ use std::{
 };
 use tokio::sync::{mpsc, watch};
 
-/// Between two probes.
+/// Between two probes that write.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Between two looks while a probe does not come back.
+/// Between two looks at the room, and while a probe does not come back.
 const POLL: Duration = Duration::from_millis(100);
-/// What is written: enough to need a block of its own, so that a full disk is noticed.
+/// What is written.
 const PROBE_BYTES: usize = 8 * 1024;
+/// Less room than this is none: PostgreSQL needs a segment of WAL (16 MiB) at any moment, and
+/// a shutdown, to hand over, needs some as well.
+const ROOM_MIN_BYTES: u64 = 4 << 20;
 
 /// Probes the folder for as long as the agent lives. A probe that does not come back within
 /// `hang_ms` is a stalled disk; there is never more than one under way.
@@ -43,17 +47,40 @@ pub async fn watch_disk(
                 }
             }
         };
+        let mut full = state == DiskState::Full;
         if events.send(Event::Disk(state)).await.is_err() {
             return;
         }
-        tokio::time::sleep(INTERVAL).await;
+        let next = tokio::time::Instant::now() + INTERVAL;
+        while tokio::time::Instant::now() < next {
+            tokio::time::sleep(POLL).await;
+            // A disk that fills up is noticed before the next write.
+            if !full && !has_room(&folder) {
+                full = true;
+                if events.send(Event::Disk(DiskState::Full)).await.is_err() {
+                    return;
+                }
+            }
+        }
     }
+}
+
+/// Is there room for more than a few blocks, for an ordinary user?
+fn has_room(folder: &Path) -> bool {
+    // Where it cannot be told, the write decides.
+    nix::sys::statvfs::statvfs(folder).map_or(true, |disk| {
+        let blocks: u64 = disk.blocks_available();
+        blocks.saturating_mul(disk.fragment_size()) >= ROOM_MIN_BYTES
+    })
 }
 
 fn probe(folder: &Path) -> DiskState {
     // An empty folder must stay empty, or no database can be made or copied into it.
     if !folder.join("PG_VERSION").exists() {
         return DiskState::Healthy;
+    }
+    if !has_room(folder) {
+        return DiskState::Full;
     }
     let path = folder.join("sempre.probe");
     let write = || -> io::Result<()> {

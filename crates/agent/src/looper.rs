@@ -608,6 +608,10 @@ impl Looper {
             self.settings_change,
             self.events.clone(),
         );
+        if let Job::Step(member::Step::SetSync { .. }) = &job {
+            // From here on nobody may rely on a position sampled before.
+            self.state.applied.sync_since = None;
+        }
         if let Job::Step(member::Step::Follow { upstream: Some(_) }) = &job {
             self.state.fenced = None;
         }
@@ -655,7 +659,10 @@ impl Looper {
             return;
         }
         let voters = self.state.voters();
-        if !self.proposing {
+        // A new leader decides once it has applied all that was agreed before it.
+        let standing = &self.state.standing;
+        let caught_up = standing.applied_index >= standing.last_log_index;
+        if !self.proposing && caught_up {
             let decision = leader::decide(&self.state.view(now, &voters));
             self.state.notes = decision.why_not;
             if let Some(proposal) = decision.proposal {

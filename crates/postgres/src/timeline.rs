@@ -122,7 +122,29 @@ pub(crate) fn read_history(wal_dir: &Path, timeline: Timeline) -> Result<History
     History::parse(timeline, &text)
 }
 
+/// What a reserved timeline's history file says. PostgreSQL skips comments, and a history without
+/// ancestors is no child of any timeline in use, so nobody ever follows it.
+const RESERVED: &str = "# Reserved by sempre: a newer primary took a later timeline.\n";
+
 impl Instance {
+    /// Makes the next promotion take timeline `next`, or a later one.
+    ///
+    /// PostgreSQL takes the first number after its own for which it has no history file. A
+    /// promotion that nobody else heard of (its member died before it served) may have taken that
+    /// number already, and two different timelines of one number cannot be told apart: standbys of
+    /// one would stream from the other. The numbers in between get a history file without contents.
+    pub fn reserve_timelines(&self, next: Timeline) -> Result<()> {
+        let control = self.control_data()?;
+        let own = control.timeline.max(control.min_recovery_timeline);
+        for number in (own.0 + 1)..next.0 {
+            let path = self.wal_dir().join(history_file(Timeline(number)));
+            if !path.exists() {
+                crate::files::write_atomically(&path, RESERVED)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The history of a timeline, from the data directory's `pg_wal`.
     pub fn timeline_history(&self, timeline: Timeline) -> Result<History> {
         read_history(&self.wal_dir(), timeline)

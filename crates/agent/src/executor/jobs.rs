@@ -5,7 +5,7 @@ use crate::{looper::Event, member_dir::Applied};
 use anyhow::{Context, Result, bail};
 use sempre_decide::member::{DataDir, Step};
 use sempre_guard::StopMode;
-use sempre_model::{Generation, Lsn, MemberId, SyncSet, command::Change, record::Fenced};
+use sempre_model::{Generation, Lsn, MemberId, SyncSet, Timeline, command::Change, record::Fenced};
 use sempre_postgres::{CloneOptions, ServerRole};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -172,6 +172,8 @@ impl JobContext {
         };
         self.configure(ServerRole::Primary, next).await?;
         self.reload().await?;
+        // No two promotions may ever give the same number to different timelines.
+        self.instance().reserve_timelines(Timeline(u32::try_from(generation.0)?))?;
         let session = self.executor.session().await?;
         let promoted = timeout(PROMOTE_WITHIN, session.promote()).await;
         promoted.context("the promotion takes too long")??;
