@@ -2,17 +2,19 @@
 //! Nothing in here waits for a disk, a database or a peer: work runs in tasks that report back as
 //! events.
 
+mod beat;
+mod upkeep;
+
 use crate::{
     clock,
     executor::{Done, Executor, Job},
-    hello::{Answer, HELLO, Hello},
+    hello::{Answer, Hello},
     membership, routing,
     state::{Report, State},
 };
-use bytes::Bytes;
 use sempre_consensus::Consensus;
 use sempre_decide::{Millis, leader, member};
-use sempre_guard::{GuardClient, GuardStatus, Lease};
+use sempre_guard::{GuardClient, GuardStatus};
 use sempre_model::{
     Command, Generation, MemberId, Record,
     command::Change,
@@ -360,83 +362,6 @@ impl Looper {
         }
     }
 
-    fn extend_lease(&mut self, until: Millis) {
-        let generation = self.state.record.generation;
-        let armed = self.state.guard.postmaster.as_ref().and_then(|p| p.generation);
-        if armed != Some(generation) {
-            return;
-        }
-        let lease = self.lease(generation, until);
-        let executor = self.executor.clone();
-        tokio::spawn(async move {
-            let renewed = executor.guard.renew(lease, RENEW_WITHIN).await;
-            if let Err(error) = executor.replace_silent_guard(renewed).await {
-                tracing::warn!(%error, "the guard did not take the renewed lease");
-            }
-        });
-    }
-
-    /// The lease as the guard holds it: it begins to kill a margin before the end.
-    fn lease(&self, generation: Generation, until: Millis) -> Lease {
-        let margin = self.state.record.policy.lease_margin_ms;
-        Lease { generation, deadline: clock::boot_time(until.saturating_sub(margin)) }
-    }
-
-    /// A heartbeat on every path to everyone, with a renewal if this member is primary.
-    fn beat(&mut self) {
-        let now = clock::now_ms();
-        self.last_beat = now;
-        self.news = false;
-        let renewal = self.state.begin_renewal(now);
-        if let Some((_, Some(until))) = renewal {
-            self.extend_lease(until);
-        }
-        let observation = self.state.observe(now, self.consensus.promised());
-        self.state.heard.insert(
-            self.state.me.clone(),
-            sempre_decide::Heard { at: now, observation: observation.clone() },
-        );
-        let interval = Duration::from_millis(self.state.record.policy.heartbeat_ms);
-        let others: Vec<(MemberId, usize)> = self
-            .state
-            .record
-            .members
-            .values()
-            .filter(|m| m.name != self.state.me)
-            .map(|m| (m.name.clone(), m.paths.len()))
-            .collect();
-        let paths = others.iter().map(|(_, n)| *n).max().unwrap_or(0);
-        let bodies: Vec<Bytes> = (0..paths)
-            .filter_map(|path| {
-                let renewal = renewal.map(|(r, _)| r);
-                let hello = Hello { path, observation: observation.clone(), renewal };
-                serde_json::to_vec(&hello).ok().map(Bytes::from)
-            })
-            .collect();
-        for (to, count) in others {
-            for (path, body) in bodies.iter().enumerate().take(count) {
-                let under_way = self.under_way.entry((to.clone(), path)).or_default();
-                if *under_way >= BEATS_UNDER_WAY_MAX {
-                    continue;
-                }
-                *under_way += 1;
-                self.state.unanswered_since.entry((to.clone(), path)).or_insert(now);
-                let (peers, events) = (self.peers.clone(), self.events.clone());
-                let (to, body) = (to.clone(), body.clone());
-                tokio::spawn(async move {
-                    let sent = std::time::Instant::now();
-                    let answer = peers
-                        .call_on(&to, path, HELLO, body, interval * BEAT_DEADLINE)
-                        .await
-                        .ok()
-                        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
-                    let rtt_us = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
-                    let _ = events.send(Event::Answered { from: to, path, rtt_us, answer }).await;
-                });
-            }
-        }
-    }
-
     /// Decides and hands out what is to be done now.
     fn act(&mut self) {
         let now = clock::now_ms();
@@ -528,71 +453,6 @@ impl Looper {
         }
     }
 
-    /// What keeps a database in order, besides its role.
-    fn upkeep(&self, now: Millis) -> Option<Job> {
-        let state = &self.state;
-        let answers = state.process_answers();
-        let generation = state.record.generation;
-        if state.record.phase == Phase::Forming {
-            let first = state.who.first && state.record.cluster.is_some();
-            return (first && now >= state.retry_at).then_some(Job::Bootstrap);
-        }
-        if !answers {
-            return None;
-        }
-        match state.report.database.role {
-            Role::Standby if matches!(state.record.phase, Phase::Fencing { .. }) => {
-                let reported = state.fenced.as_ref().is_some_and(|f| f.generation == generation);
-                (state.applied.upstream.is_none() && !reported).then_some(Job::ReadFence)
-            }
-            Role::Standby => self.lost_upstream_path(now),
-            Role::Primary if state.applied.recovered.is_none() => Some(Job::SampleRecovered),
-            Role::Primary if state.applied.sync_since.is_none() => {
-                (now >= self.sync_written_at + SYNC_SETTLE_MS).then_some(Job::SampleSync)
-            }
-            Role::Primary => self.stale_walsender(now),
-            Role::Unknown => None,
-        }
-        .or_else(|| self.housekeeping(now))
-    }
-
-    fn housekeeping(&self, now: Millis) -> Option<Job> {
-        if self.state.record.phase != Phase::Serving || now < self.kept_house_at + HOUSEKEEPING_MS {
-            return None;
-        }
-        let lsn = |h: &sempre_decide::Heard| h.observation.database.as_ref().map(|d| d.lsn);
-        let positions = self
-            .state
-            .heard
-            .iter()
-            .filter_map(|(name, heard)| Some((name.clone(), lsn(heard)?)))
-            .collect();
-        Some(Job::HouseKeeping { positions })
-    }
-
-    /// The address a standby streams from is on a lost network, and another works.
-    fn lost_upstream_path(&self, now: Millis) -> Option<Job> {
-        let upstream = self.state.applied.upstream.clone()?;
-        let host = self.executor.upstream_host()?;
-        let member = self.state.record.member(&upstream)?;
-        let path = member.paths.iter().position(|p| p.host == host)?;
-        self.state
-            .path_lost(&upstream, path, now)
-            .then_some(Job::Step(member::Step::Follow { upstream: Some(upstream) }))
-    }
-
-    /// A walsender still serves a standby over a lost network, and holds its slot.
-    fn stale_walsender(&self, now: Millis) -> Option<Job> {
-        self.state.report.database.downstreams.iter().find_map(|(name, downstream)| {
-            let member = self.state.record.member(name)?;
-            let address = downstream.client_addr.as_ref()?;
-            let path = member.paths.iter().position(|p| p.host == *address)?;
-            self.state
-                .path_lost(name, path, now)
-                .then(|| Job::CutWalsender { member: name.clone(), address: address.clone() })
-        })
-    }
-
     fn start(&mut self, job: Job) {
         let now = clock::now_ms();
         if matches!(job, Job::HouseKeeping { .. }) {
@@ -620,36 +480,6 @@ impl Looper {
         if !matches!(job, Job::Step(member::Step::Fence { .. })) {
             self.job = Some((job, handle));
         }
-    }
-
-    /// Each member's addresses, living paths first.
-    fn hosts(&self) -> BTreeMap<MemberId, Vec<String>> {
-        let now = clock::now_ms();
-        self.state
-            .record
-            .members
-            .values()
-            .map(|m| {
-                let mut paths: Vec<(bool, usize, String)> = m
-                    .paths
-                    .iter()
-                    .enumerate()
-                    .map(|(i, p)| (self.state.path_lost(&m.name, i, now), i, p.host.clone()))
-                    .collect();
-                paths.sort();
-                (m.name.clone(), paths.into_iter().map(|(_, _, host)| host).collect())
-            })
-            .collect()
-    }
-
-    /// Addresses that cannot be reached from here while their owner lives.
-    fn dead_hosts(&self, now: Millis) -> Vec<String> {
-        let members = self.state.record.members.values();
-        members
-            .flat_map(|m| m.paths.iter().enumerate().map(move |(i, p)| (m, i, p)))
-            .filter(|(m, i, _)| self.state.path_lost(&m.name, *i, now))
-            .map(|(_, _, p)| p.host.clone())
-            .collect()
     }
 
     /// The Raft leader's duties.

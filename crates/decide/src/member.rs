@@ -121,6 +121,8 @@ pub enum Step {
     },
     /// A fresh copy.
     Clone {
+        /// From whom.
+        from: MemberId,
         /// For `reinit`: throw away what is there.
         discard: bool,
     },
@@ -382,8 +384,8 @@ fn get_data(local: &Local) -> Option<Step> {
         return None;
     }
     match local.data {
-        _ if reinit => Some(Step::Clone { discard: true }),
-        DataDir::Missing => Some(Step::Clone { discard: false }),
+        _ if reinit => Some(Step::Clone { from: clone_source(local)?, discard: true }),
+        DataDir::Missing => Some(Step::Clone { from: clone_source(local)?, discard: false }),
         DataDir::Present { was_primary } if !local.running => {
             let checked = local.checked_for == record(local).generation;
             (was_primary && !checked).then_some(Step::Rejoin { upstream })
@@ -402,6 +404,28 @@ fn get_data(local: &Local) -> Option<Step> {
 /// Fewer members than a commit waits for (`strict`).
 fn starved(sync: &SyncSet) -> bool {
     sync.members.len() < sync.k
+}
+
+/// The least loaded member to copy from: one tagged for it, else the streaming standby with the
+/// fewest standbys of its own (one outside the sync set before one that commits wait for), else
+/// the primary.
+fn clone_source(local: &Local) -> Option<MemberId> {
+    let record = record(local);
+    let limit = record.policy.switchover_max_lag_bytes;
+    let primary = record.primary.clone()?;
+    let end = local.view.database(&primary)?.lsn;
+    record
+        .data_members()
+        .filter(|m| m.name != *local.view.me && m.name != primary && streams(local, &m.name))
+        .filter_map(|m| {
+            let database = local.view.database(&m.name)?;
+            let load = (!m.tags.clone_from, record.sync.members.contains(&m.name));
+            let near = end.bytes_since(database.replay_lsn) <= limit;
+            near.then(|| (load, database.downstreams.len(), m.name.clone()))
+        })
+        .min()
+        .map(|(_, _, name)| name)
+        .or(Some(primary))
 }
 
 fn be_standby(local: &Local) -> Option<Step> {

@@ -115,7 +115,7 @@ fn table() -> Vec<(&'static str, Situation, Step)> {
         ("stay-fenced", streams, Step::Follow { upstream: None }),
         ("hand-over", hands_over, Step::HandOver),
         ("be-primary", chosen, Step::Promote { generation: Generation(4), sync: set(1, &["m2"]) }),
-        ("get-data", empty, Step::Clone { discard: false }),
+        ("get-data", empty, Step::Clone { from: name("m1"), discard: false }),
         ("be-standby", stopped, Step::StartStandby { upstream: Some(name("m0")) }),
         ("restart-on-request", asked, Step::Restart),
         ("reload", differs, Step::Reload),
@@ -227,4 +227,28 @@ fn one_that_knows_an_older_record_than_it_promised_stays_fenced() {
     situation.promised = Generation(5);
     let step = Step::Fence { below: Generation(5) };
     assert_eq!(situation.next(), Some(("fence-old-primary", step)));
+}
+
+#[test]
+fn a_copy_comes_from_the_least_loaded_member() {
+    let from = |change: fn(&mut Situation)| {
+        let mut empty = serving("m2");
+        empty.running = false;
+        empty.data = DataDir::Missing;
+        change(&mut empty);
+        match empty.next() {
+            Some((_, Step::Clone { from, .. })) => from,
+            other => panic!("no copy but {other:?}"),
+        }
+    };
+    assert_eq!(from(|_| {}), name("m1"), "a standby is spared less than the primary");
+    assert_eq!(from(|s| s.all.database("m1").streaming_from = None), name("m0"));
+    assert_eq!(
+        from(|s| {
+            let end = s.all.database("m0").lsn;
+            s.all.database("m0").lsn = sempre_model::Lsn(end.0 + (1 << 40));
+        }),
+        name("m0"),
+        "one far behind would bring old data"
+    );
 }

@@ -85,7 +85,7 @@ impl JobContext {
             }
             Step::HandOver => self.hand_over().await,
             Step::Rejoin { upstream } => self.rejoin(upstream).await,
-            Step::Clone { discard } => self.clone_data(*discard).await,
+            Step::Clone { from, discard } => self.clone_data(from, *discard).await,
             Step::Restart => self.restart().await,
         }
     }
@@ -274,15 +274,9 @@ impl JobContext {
         Ok(Done { data: Some(data), propose: vec![Change::RestartDone(me)], ..self.done() })
     }
 
-    pub(crate) async fn fresh_copy(&mut self) -> Result<Done> {
-        self.clone_data(false).await
-    }
-
-    async fn clone_data(&mut self, discard: bool) -> Result<Done> {
-        let primary = self.record.primary.clone().context("there is no primary")?;
-        let source = self.clone_source(&primary);
+    pub(crate) async fn clone_data(&mut self, source: &MemberId, discard: bool) -> Result<Done> {
         self.stop(StopMode::Fast).await?;
-        let upstream = self.upstream(&source)?;
+        let upstream = self.upstream(source)?;
         let events = self.events.clone();
         let from = source.clone();
         let options = CloneOptions::default();
@@ -303,17 +297,6 @@ impl JobContext {
         let me = self.instance().me.clone();
         let propose = if discard { vec![Change::ReinitDone(me)] } else { Vec::new() };
         Ok(Done { data: Some(data), checked: true, propose, ..self.done() })
-    }
-
-    /// The least loaded source: a member tagged for it, else a standby, else the primary.
-    fn clone_source(&self, primary: &MemberId) -> MemberId {
-        let me = &self.instance().me;
-        self.record
-            .data_members()
-            .filter(|m| m.name != *me && m.name != *primary && m.tags.clone_from)
-            .map(|m| m.name.clone())
-            .next()
-            .unwrap_or_else(|| primary.clone())
     }
 
     /// The first data directory: made, or adopted as it is.

@@ -42,7 +42,7 @@ impl JobContext {
             let text = format!(
                 "{me}: {bytes_discarded} bytes of diverged WAL from {lsn} {saved}; rewinding failed ({error}), so it gets a fresh copy (generation {generation})"
             );
-            let mut done = self.fresh_copy().await?;
+            let mut done = self.clone_data(upstream, false).await?;
             done.propose.push(note(text));
             return Ok(done);
         }
