@@ -22,8 +22,12 @@ pub struct Renewal {
 pub struct Hello {
     /// On which path it was sent.
     pub path: usize,
-    /// What the sender sees.
-    pub observation: Observation,
+    /// What the sender sees. Only on the best path: the others prove that they work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observation: Option<Box<Observation>>,
+    /// It was not due, but sent at once because something changed.
+    #[serde(default)]
+    pub news: bool,
     /// The sender is primary and wants to stay so.
     pub renewal: Option<Renewal>,
 }

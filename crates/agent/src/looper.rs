@@ -38,6 +38,8 @@ pub const EVENTS_MAX: usize = 1_024;
 const BEATS_UNDER_WAY_MAX: u32 = 3;
 /// Heartbeats sent at once on news are at least this far apart, ms.
 const NEWS_PAUSE_MS: u64 = 5;
+/// Heartbeats without news are acted on together, this often at least, ms.
+const ROUTINE_MS: u64 = 50;
 /// Deadline of a heartbeat, as a multiple of its interval.
 const BEAT_DEADLINE: u32 = 3;
 /// After a primary's configuration changed, walsenders take a moment to read it. The position
@@ -69,6 +71,17 @@ pub enum Event {
     Busy(Option<String>),
     /// The config file or the record asks for the configuration to be written again.
     Rewrite,
+}
+
+impl Event {
+    /// Comes many times a second, and says nothing new.
+    fn is_routine(&self) -> bool {
+        match self {
+            Event::Hello { hello, .. } => !hello.news,
+            Event::Answered { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// What others of this process may look at: a copy of the state's facts, made after each event.
@@ -103,6 +116,7 @@ pub struct Looper {
     pub membership: membership::Duty,
     pub under_way: BTreeMap<(MemberId, usize), u32>,
     pub last_beat: Millis,
+    pub acted: Millis,
     pub news: bool,
     pub sync_written_at: Millis,
     pub kept_house_at: Millis,
@@ -130,7 +144,14 @@ impl Looper {
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(event) => self.take(event),
+                    Some(event) => {
+                        let routine = event.is_routine();
+                        self.take(event);
+                        // What comes many times a second and says nothing new waits for the rest.
+                        if routine && !self.news && clock::now_ms() < self.acted + ROUTINE_MS {
+                            continue;
+                        }
+                    }
                     None => return self.state,
                 },
                 _ = tick.tick() => self.beat(),
@@ -365,6 +386,7 @@ impl Looper {
     /// Decides and hands out what is to be done now.
     fn act(&mut self) {
         let now = clock::now_ms();
+        self.acted = now;
         if self.news && now >= self.last_beat + NEWS_PAUSE_MS {
             self.beat();
         }

@@ -153,6 +153,7 @@ pub async fn run(
         membership: Duty::default(),
         under_way: BTreeMap::new(),
         last_beat: 0,
+        acted: 0,
         news: false,
         sync_written_at: 0,
         kept_house_at: 0,

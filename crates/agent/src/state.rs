@@ -194,14 +194,15 @@ impl State {
     pub fn hear(&mut self, from: &MemberId, hello: Hello, now: Millis) -> Answer {
         self.heard_on(from, hello.path, now);
         let renewal = hello.renewal;
-        let observation = hello.observation;
-        let newer = self.heard.get(from).is_none_or(|known| {
-            let old = &known.observation;
-            // A new incarnation replaces any old one; within one, only newer words count.
-            old.incarnation != observation.incarnation || old.seq <= observation.seq
-        });
-        if newer && observation.member == *from {
-            self.heard.insert(from.clone(), Heard { at: now, observation });
+        if let Some(observation) = hello.observation {
+            let newer = self.heard.get(from).is_none_or(|known| {
+                let old = &known.observation;
+                // A new incarnation replaces any old one; within one, only newer words count.
+                old.incarnation != observation.incarnation || old.seq <= observation.seq
+            });
+            if newer && observation.member == *from {
+                self.heard.insert(from.clone(), Heard { at: now, observation: *observation });
+            }
         }
         let granted =
             renewal.filter(|r| self.voter.renew(r.generation, r.ttl_ms, &self.record.policy, now));
@@ -231,6 +232,14 @@ impl State {
                 rtt_us: rtt.and_then(|r| r.get(i).copied().flatten()),
             })
             .collect()
+    }
+
+    /// Has a heartbeat on this path been without an answer for longer than one takes?
+    pub fn path_doubtful(&self, member: &MemberId, path: usize, now: Millis) -> bool {
+        let interval = self.record.policy.heartbeat_ms;
+        self.unanswered_since
+            .get(&(member.clone(), path))
+            .is_some_and(|since| now.saturating_sub(*since) >= interval / 2)
     }
 
     /// Is `path` to `member` lost? Silent for long enough, with a heartbeat of ours unanswered,

@@ -38,7 +38,7 @@ impl Looper {
     pub(super) fn beat(&mut self) {
         let now = clock::now_ms();
         self.last_beat = now;
-        self.news = false;
+        let news = std::mem::take(&mut self.news);
         let renewal = self.state.begin_renewal(now);
         if let Some((_, Some(until))) = renewal {
             self.extend_lease(until);
@@ -57,16 +57,21 @@ impl Looper {
             .filter(|m| m.name != self.state.me)
             .map(|m| (m.name.clone(), m.paths.len()))
             .collect();
+        let renewal = renewal.map(|(r, _)| r);
         let paths = others.iter().map(|(_, n)| *n).max().unwrap_or(0);
-        let bodies: Vec<Bytes> = (0..paths)
-            .filter_map(|path| {
-                let renewal = renewal.map(|(r, _)| r);
-                let hello = Hello { path, observation: observation.clone(), renewal };
-                serde_json::to_vec(&hello).ok().map(Bytes::from)
-            })
-            .collect();
+        let body = |path: usize, whole: bool| {
+            let observation = whole.then(|| Box::new(observation.clone()));
+            let hello = Hello { path, observation, news, renewal };
+            serde_json::to_vec(&hello).ok().map(Bytes::from)
+        };
+        let whole: Vec<Bytes> = (0..paths).filter_map(|path| body(path, true)).collect();
+        let light: Vec<Bytes> = (0..paths).filter_map(|path| body(path, false)).collect();
         for (to, count) in others {
-            for (path, body) in bodies.iter().enumerate().take(count) {
+            let best = (0..count).find(|path| !self.state.path_lost(&to, *path, now)).unwrap_or(0);
+            // While a path is in doubt, nothing is spared: the word goes on all of them.
+            let doubt = (0..count).any(|path| self.state.path_doubtful(&to, path, now));
+            for path in 0..count.min(whole.len()).min(light.len()) {
+                let body = if path == best || news || doubt { &whole[path] } else { &light[path] };
                 let under_way = self.under_way.entry((to.clone(), path)).or_default();
                 if *under_way >= BEATS_UNDER_WAY_MAX {
                     continue;
