@@ -95,8 +95,16 @@ pub const KEYS: &[Key] = &[
         Unit::PartsPerMillion,
         "The largest drift between the rates of two members' clocks that is allowed for.",
     ),
-    key("election_min_ms", Unit::Milliseconds, "Raft: the shortest election time-out."),
-    key("election_max_ms", Unit::Milliseconds, "Raft: the longest election time-out."),
+    key(
+        "election_min_ms",
+        Unit::Milliseconds,
+        "Raft: the shortest election time-out. Not in effect yet: Raft uses the default.",
+    ),
+    key(
+        "election_max_ms",
+        Unit::Milliseconds,
+        "Raft: the longest election time-out. Not in effect yet: Raft uses the default.",
+    ),
     key(
         "hang_ms",
         Unit::Milliseconds,
