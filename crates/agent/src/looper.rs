@@ -3,7 +3,10 @@
 //! events.
 
 mod beat;
+mod shown;
 mod upkeep;
+
+pub use shown::Shown;
 
 use crate::{
     clock,
@@ -82,21 +85,6 @@ impl Event {
             _ => false,
         }
     }
-}
-
-/// What others of this process may look at: a copy of the state's facts, made after each event.
-#[derive(Clone)]
-pub struct Shown {
-    pub me: MemberId,
-    pub record: Arc<Record>,
-    pub standing: sempre_consensus::Standing,
-    pub heard: BTreeMap<MemberId, sempre_decide::Heard>,
-    pub paths: BTreeMap<MemberId, Vec<sempre_model::observation::PathView>>,
-    pub guard: GuardStatus,
-    pub lease_until: Option<Millis>,
-    pub since: Millis,
-    pub since_before_start: bool,
-    pub started: Millis,
 }
 
 /// The loop and what it works with.
@@ -581,22 +569,4 @@ fn ticker(interval_ms: u64) -> tokio::time::Interval {
     let mut tick = tokio::time::interval(Duration::from_millis(interval_ms));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick
-}
-
-impl Shown {
-    /// Before the first event.
-    pub fn empty(state: &State) -> Self {
-        Self {
-            me: state.me.clone(),
-            record: state.record.clone(),
-            standing: state.standing.clone(),
-            heard: BTreeMap::new(),
-            paths: BTreeMap::new(),
-            guard: GuardStatus::default(),
-            lease_until: None,
-            since: state.since,
-            since_before_start: state.since_before_start,
-            started: state.started,
-        }
-    }
 }

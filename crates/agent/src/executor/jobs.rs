@@ -90,10 +90,9 @@ impl JobContext {
         }
     }
 
-    async fn start_primary(&mut self, generation: Generation, sync: SyncSet) -> Result<Done> {
-        let lease = self.lease_for(generation)?;
-        self.instance().prepare_role(false)?;
-        let next = Applied {
+    /// The configuration of a primary in its first moment: nobody is let in, nothing is sampled.
+    fn as_primary(&self, generation: Generation, sync: SyncSet) -> Applied {
+        Applied {
             upstream: None,
             sync,
             admitted: false,
@@ -101,7 +100,13 @@ impl JobContext {
             recovered: None,
             sync_since: None,
             ..self.applied.clone()
-        };
+        }
+    }
+
+    async fn start_primary(&mut self, generation: Generation, sync: SyncSet) -> Result<Done> {
+        let lease = self.lease_for(generation)?;
+        self.instance().prepare_role(false)?;
+        let next = self.as_primary(generation, sync);
         self.configure(ServerRole::Primary, next).await?;
         self.start(Some(lease)).await?;
         Ok(self.done())
@@ -161,15 +166,7 @@ impl JobContext {
         let lease = self.lease_for(generation)?;
         // The guard counts the deadline before the database can take a write.
         self.executor.guard.arm(lease, GUARD_WITHIN).await?;
-        let next = Applied {
-            upstream: None,
-            sync,
-            admitted: false,
-            generation,
-            recovered: None,
-            sync_since: None,
-            ..self.applied.clone()
-        };
+        let next = self.as_primary(generation, sync);
         self.configure(ServerRole::Primary, next).await?;
         self.reload().await?;
         // No two promotions may ever give the same number to different timelines.
