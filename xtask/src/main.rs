@@ -1,12 +1,13 @@
 //! What the project does with itself.
 //!
 //! `cargo xtask test` runs every test there is; `lab` causes real faults in real clusters; `bench` does
-//! so side by side with Patroni; `sim` runs simulated clusters.
+//! so side by side with Patroni; `proxies` compares routing with PgBouncer and HAProxy; `sim` runs simulated clusters.
 
 mod bench;
 mod lab;
 mod overhead;
 mod project;
+mod proxies;
 mod sim;
 mod suites;
 mod tally;
@@ -29,6 +30,8 @@ enum Task {
     Lab(lab::Arguments),
     /// The same faults side by side with Patroni, etcd and HAProxy (needs root)
     Bench(bench::Arguments),
+    /// What a client pays on its way through sempre, PgBouncer and HAProxy (needs root)
+    Proxies(proxies::Arguments),
     /// Simulated clusters, a seed each
     Sim(sim::Arguments),
 }
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => suites::main(&arguments),
         Task::Lab(arguments) => lab::main(&arguments),
         Task::Bench(arguments) => bench::main(&arguments),
+        Task::Proxies(arguments) => proxies::main(&arguments),
         Task::Sim(arguments) => sim::main(&arguments),
     };
     match done {
