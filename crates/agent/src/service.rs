@@ -14,9 +14,8 @@ use sempre_api::{
 use sempre_consensus::{Consensus, ProposeError};
 use sempre_decide::{LeaderView, leader, sync::fences_needed};
 use sempre_model::{
-    Command, Generation, MemberId, Phase, Record, Rejected,
+    Command, Generation, MemberId, Phase, Record,
     command::Change,
-    policy::PolicyError,
     record::{Cause, JoinToken as TokenRecord, Switchover},
 };
 use sempre_net::{Identity, JoinToken, Peers};
@@ -311,33 +310,13 @@ fn would_lose(shown: &Shown, to: &MemberId) -> Result<(), String> {
 fn not_proposed(error: ProposeError) -> ActionError {
     let what = "nothing was changed";
     match error {
-        ProposeError::Rejected(Rejected::Stale(why)) => codes::OUT_OF_DATE.error(what, why),
-        ProposeError::Rejected(Rejected::Refused(why)) => {
-            let code = if why.contains("cancel") {
-                codes::NOTHING_TO_CANCEL
-            } else if why.contains("join tokens") {
-                codes::TOO_MANY_TOKENS
-            } else {
-                codes::REFUSED
-            };
-            code.error(what, why)
-        }
-        ProposeError::Rejected(Rejected::Policy(why)) => policy_error(why),
+        ProposeError::Rejected(why) => why.into(),
         ProposeError::NoLeader { .. } => codes::NO_QUORUM.error(what, error.to_string()),
         ProposeError::TimedOut { .. } => {
             codes::TIMED_OUT.error("the outcome is not known", error.to_string())
         }
         ProposeError::Fault { .. } => codes::INTERNAL.error(what, error.to_string()),
     }
-}
-
-fn policy_error(error: PolicyError) -> ActionError {
-    let code = match &error {
-        PolicyError::UnknownKey { .. } => codes::UNKNOWN_POLICY_KEY,
-        PolicyError::BadValue { .. } => codes::BAD_POLICY_VALUE,
-        PolicyError::Contradiction(_) => codes::POLICY_CONTRADICTION,
-    };
-    code.error("the policy was not changed", error.to_string())
 }
 
 #[async_trait]
@@ -452,8 +431,7 @@ impl Backend for Service {
             Action::Remove { member, force } => self.remove(member, force).await,
             Action::SetPolicy(changes) => {
                 let record = self.record();
-                let policy =
-                    apply_policy_changes(&record.policy, &changes).map_err(policy_error)?;
+                let policy = apply_policy_changes(&record.policy, &changes)?;
                 let change = Change::SetPolicy { policy: Box::new(policy), expect_version: None };
                 let keys: Vec<_> = changes.iter().map(|(k, v)| format!("{k} = {v}")).collect();
                 self.agreed(change, keys.join(", ")).await

@@ -1,7 +1,7 @@
 //! Error codes: one table. Each code has a page below `docs/errors/`, and keeps its number for
 //! ever; a code that is no longer used stays in the table.
 
-use sempre_model::{Rejected, policy::PolicyError};
+use sempre_model::{Rejected, command::Refusal, policy::PolicyError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -260,15 +260,32 @@ impl From<Rejected> for ActionError {
     fn from(error: Rejected) -> Self {
         match error {
             Rejected::Stale(why) => OUT_OF_DATE.error("nothing was changed", why),
-            Rejected::Refused(why) => REFUSED.error("nothing was changed", why),
+            Rejected::Refused { kind, why } => refusal(kind).error("nothing was changed", why),
             Rejected::Policy(error) => error.into(),
         }
+    }
+}
+
+/// The code of a refusal by the record.
+fn refusal(kind: Refusal) -> Code {
+    match kind {
+        Refusal::NotNow => REFUSED,
+        Refusal::UnknownMember => UNKNOWN_MEMBER,
+        Refusal::NotEligible => NOT_ELIGIBLE,
+        Refusal::AlreadyPrimary => ALREADY_PRIMARY,
+        Refusal::IsPrimary => IS_PRIMARY,
+        Refusal::NothingToCancel => NOTHING_TO_CANCEL,
+        Refusal::TooManyTokens => TOO_MANY_TOKENS,
+        Refusal::TokenUnknown => TOKEN_UNKNOWN,
+        Refusal::TokenUsed => TOKEN_USED,
+        Refusal::MemberExists => MEMBER_EXISTS,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sempre_model::command::Change;
     use std::{collections::BTreeSet, fs, path::PathBuf};
 
     fn pages() -> PathBuf {
@@ -300,6 +317,19 @@ mod tests {
         assert!(TABLE.windows(2).all(|pair| pair[0].code < pair[1].code));
         let names: BTreeSet<_> = TABLE.iter().map(|entry| entry.name).collect();
         assert_eq!(names.len(), TABLE.len());
+    }
+
+    /// A member may be called anything, so the words of a refusal say nothing of its code.
+    #[test]
+    fn the_code_of_a_refusal_does_not_hang_on_its_words() {
+        let cancel = sempre_model::MemberId::new("cancel").unwrap();
+        let code = |change| {
+            let command = sempre_model::Command { at_unix_ms: 1, change };
+            let refused = sempre_model::Record::default().apply(&command).unwrap_err();
+            ActionError::from(refused).code
+        };
+        assert_eq!(code(Change::CancelSwitchover), NOTHING_TO_CANCEL);
+        assert_eq!(code(Change::RequestRestart(cancel)), UNKNOWN_MEMBER);
     }
 
     #[test]

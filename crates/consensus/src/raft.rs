@@ -18,7 +18,7 @@ use openraft::{
     LogIdOptionExt,
     error::{CheckIsLeaderError, ClientWriteError, Fatal, InitializeError, RaftError},
 };
-use sempre_model::{Command, Generation, NodeId, Record, Rejected};
+use sempre_model::{Command, Generation, NodeId, Record, Rejected, command::Refusal};
 use std::{
     collections::BTreeSet,
     io,
@@ -55,6 +55,10 @@ pub(crate) enum Taken {
     Unknown(String),
     /// Certainly not taken, and Raft has stopped.
     Fault(String),
+}
+
+fn not_now(why: String) -> Taken {
+    Taken::Rejected(Rejected::Refused { kind: Refusal::NotNow, why })
 }
 
 /// What became of a leader's question whether it still is the leader.
@@ -122,11 +126,11 @@ impl RaftConsensus {
         match size {
             Ok(size) if size <= COMMAND_BYTES_MAX => {}
             Ok(size) => {
-                return Taken::Rejected(Rejected::Refused(format!(
+                return not_now(format!(
                     "the command is {size} bytes long; at most {COMMAND_BYTES_MAX} are allowed"
-                )));
+                ));
             }
-            Err(error) => return Taken::Rejected(Rejected::Refused(error.to_string())),
+            Err(error) => return not_now(error.to_string()),
         }
         let mark = proposal.mark();
         let written = timeout_at(deadline, self.raft.client_write(proposal)).await;

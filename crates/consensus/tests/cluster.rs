@@ -7,7 +7,10 @@ use common::{Cluster, PATIENCE, get, join, leader, record, set, standing};
 use sempre_consensus::{
     CallKind, Consensus, FormError, MembershipError, ProposeError, RaftConsensus, ServeError,
 };
-use sempre_model::{Command, Generation, MemberId, Rejected, command::Change};
+use sempre_model::{
+    Command, Generation, MemberId, Rejected,
+    command::{Change, Refusal},
+};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 
@@ -36,7 +39,11 @@ async fn one_member_forms_proposes_and_comes_back() {
     let nobody = MemberId::new("nobody").unwrap();
     let remove = Change::RemoveMember { name: nobody, force: false };
     let refused = member.propose(Command { at_unix_ms: 2, change: remove }).await;
-    assert!(matches!(refused, Err(ProposeError::Rejected(Rejected::Refused(_)))), "{refused:?}");
+    let kind = match &refused {
+        Err(ProposeError::Rejected(Rejected::Refused { kind, .. })) => *kind,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(kind, Refusal::UnknownMember);
     assert_eq!(member.read_barrier().await.unwrap().version, 1);
 
     // A command that is too large is refused as well.
@@ -93,7 +100,8 @@ async fn three_members_agree_and_any_of_them_can_propose_and_read() {
     let nobody = MemberId::new("nobody").unwrap();
     let remove = Change::RemoveMember { name: nobody, force: true };
     let refused = follower.propose(Command { at_unix_ms: 2, change: remove }).await;
-    assert!(matches!(refused, Err(ProposeError::Rejected(_))), "{refused:?}");
+    let unknown = |r: &Rejected| matches!(r, Rejected::Refused { kind, .. } if *kind == Refusal::UnknownMember);
+    assert!(matches!(&refused, Err(ProposeError::Rejected(r)) if unknown(r)), "{refused:?}");
     // Only the leader changes the membership.
     let refused = follower.set_voters(BTreeSet::from([1])).await;
     assert!(

@@ -175,11 +175,43 @@ pub enum Rejected {
     #[error("out of date: {0}")]
     Stale(String),
     /// It makes no sense now.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{why}")]
+    Refused {
+        /// Which of the known reasons.
+        kind: Refusal,
+        /// In words.
+        why: String,
+    },
     /// The policy is not valid.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+}
+
+/// Why a command makes no sense now, for those that act on it rather than read it. The API gives
+/// each an error code of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// None of those below.
+    NotNow,
+    /// No such member.
+    UnknownMember,
+    /// A witness, or `never_primary`.
+    NotEligible,
+    /// The target is the primary.
+    AlreadyPrimary,
+    /// It would destroy the primary.
+    IsPrimary,
+    /// There is no switchover or restart to cancel.
+    NothingToCancel,
+    /// [`TOKENS_MAX`] are open.
+    TooManyTokens,
+    /// Never issued, or expired.
+    TokenUnknown,
+    /// It let somebody in already.
+    TokenUsed,
+    /// A member of this name is there.
+    MemberExists,
 }
 
 fn stale(what: impl Into<String>) -> Rejected {
@@ -187,7 +219,11 @@ fn stale(what: impl Into<String>) -> Rejected {
 }
 
 fn refused(what: impl Into<String>) -> Rejected {
-    Rejected::Refused(what.into())
+    refused_as(Refusal::NotNow, what)
+}
+
+fn refused_as(kind: Refusal, why: impl Into<String>) -> Rejected {
+    Rejected::Refused { kind, why: why.into() }
 }
 
 impl Record {
@@ -220,7 +256,9 @@ impl Record {
     }
 
     fn known(&self, name: &MemberId) -> Result<&Member, Rejected> {
-        self.members.get(name).ok_or_else(|| refused(format!("there is no member `{name}`")))
+        self.members.get(name).ok_or_else(|| {
+            refused_as(Refusal::UnknownMember, format!("there is no member `{name}`"))
+        })
     }
 
     fn change(&mut self, at: u64, change: &Change) -> Result<Option<(String, String)>, Rejected> {
@@ -255,7 +293,10 @@ impl Record {
                     return Err(stale("there has been a primary already"));
                 }
                 if !self.known(primary)?.can_lead() {
-                    return Err(refused(format!("{primary} may not be primary")));
+                    return Err(refused_as(
+                        Refusal::NotEligible,
+                        format!("{primary} may not be primary"),
+                    ));
                 }
                 self.generation = self.generation.next();
                 self.primary = Some(primary.clone());
@@ -278,9 +319,10 @@ impl Record {
             Change::RemoveMember { name, force } => {
                 self.known(name)?;
                 if self.primary.as_ref() == Some(name) && !force {
-                    return Err(refused(format!(
-                        "{name} is the primary; switch over first, or force it"
-                    )));
+                    return Err(refused_as(
+                        Refusal::IsPrimary,
+                        format!("{name} is the primary; switch over first, or force it"),
+                    ));
                 }
                 self.members.remove(name);
                 self.restarts.remove(name);
@@ -364,7 +406,10 @@ impl Record {
                     return Err(stale(format!("the cluster is {}", self.phase.name())));
                 };
                 if !self.known(to)?.can_lead() {
-                    return Err(refused(format!("{to} may not be primary")));
+                    return Err(refused_as(
+                        Refusal::NotEligible,
+                        format!("{to} may not be primary"),
+                    ));
                 }
                 self.primary = Some(to.clone());
                 self.sync_wanted = sync.clone();
@@ -433,7 +478,10 @@ impl Record {
                     return Err(stale(format!("the cluster is {}", self.phase.name())));
                 }
                 if !self.known(to)?.can_lead() {
-                    return Err(refused(format!("{to} may not be primary")));
+                    return Err(refused_as(
+                        Refusal::NotEligible,
+                        format!("{to} may not be primary"),
+                    ));
                 }
                 self.switchover = None;
                 self.phase = Phase::HandingOver { to: to.clone(), began_unix_ms: at };
@@ -450,12 +498,16 @@ impl Record {
             Change::RequestSwitchover(wish) => {
                 if let Some(to) = &wish.to {
                     if !self.known(to)?.can_lead() {
-                        return Err(refused(format!(
-                            "{to} may not be primary (never_primary or witness)"
-                        )));
+                        return Err(refused_as(
+                            Refusal::NotEligible,
+                            format!("{to} may not be primary (never_primary or witness)"),
+                        ));
                     }
                     if self.primary.as_ref() == Some(to) {
-                        return Err(refused(format!("{to} is the primary already")));
+                        return Err(refused_as(
+                            Refusal::AlreadyPrimary,
+                            format!("{to} is the primary already"),
+                        ));
                     }
                 }
                 self.switchover = Some(wish.clone());
@@ -464,7 +516,10 @@ impl Record {
             }
             Change::CancelSwitchover => {
                 if self.switchover.take().is_none() {
-                    return Err(refused("there is no switchover to cancel"));
+                    return Err(refused_as(
+                        Refusal::NothingToCancel,
+                        "there is no switchover to cancel",
+                    ));
                 }
                 event("switchover", "switchover cancelled".into())
             }
@@ -485,7 +540,10 @@ impl Record {
             Change::RequestReinit(name) => {
                 self.known(name)?;
                 if self.primary.as_ref() == Some(name) {
-                    return Err(refused(format!("{name} is the primary; switch over first")));
+                    return Err(refused_as(
+                        Refusal::IsPrimary,
+                        format!("{name} is the primary; switch over first"),
+                    ));
                 }
                 self.reinits.insert(name.clone(), self.version + 1);
                 event("reinit", format!("fresh copy for {name} requested"))
@@ -497,7 +555,10 @@ impl Record {
             Change::IssueToken(token) => {
                 self.tokens.retain(|t| t.expires_unix_ms > at);
                 if self.tokens.len() >= TOKENS_MAX {
-                    return Err(refused(format!("{TOKENS_MAX} join tokens are open already")));
+                    return Err(refused_as(
+                        Refusal::TooManyTokens,
+                        format!("{TOKENS_MAX} join tokens are open already"),
+                    ));
                 }
                 self.tokens.push(token.clone());
                 event("token", "join token issued".into())
@@ -517,22 +578,26 @@ impl Record {
         }
         let known = self.members.get(&member.name);
         if let Some(hash) = token_hash {
-            let token = self
-                .tokens
-                .iter_mut()
-                .find(|t| t.hash == *hash)
-                .ok_or_else(|| refused("this join token is unknown or has expired"))?;
+            let token = self.tokens.iter_mut().find(|t| t.hash == *hash).ok_or_else(|| {
+                refused_as(Refusal::TokenUnknown, "this join token is unknown or has expired")
+            })?;
             if let Some(by) = &token.used_by {
-                return Err(refused(format!("this join token was used already, by {by}")));
+                return Err(refused_as(
+                    Refusal::TokenUsed,
+                    format!("this join token was used already, by {by}"),
+                ));
             }
             if token.expires_unix_ms <= at {
-                return Err(refused("this join token has expired"));
+                return Err(refused_as(Refusal::TokenUnknown, "this join token has expired"));
             }
             if known.is_some() {
-                return Err(refused(format!(
-                    "there is a member `{}` already; remove it first, or choose another name",
-                    member.name
-                )));
+                return Err(refused_as(
+                    Refusal::MemberExists,
+                    format!(
+                        "there is a member `{}` already; remove it first, or choose another name",
+                        member.name
+                    ),
+                ));
             }
             token.used_by = Some(member.name.clone());
         }
