@@ -1,5 +1,9 @@
 //! What an application sees: writers that insert a row every few milliseconds through one address
 //! and keep every acknowledgement, and an idle session that is expected to be there afterwards.
+//!
+//! With [`Options::transactions`] the writers are of the kind that retries serialization failures, as
+//! frameworks do: on an error that leaves the session usable they roll back and try the *same* row
+//! again. A commit that was answered with an error and happened all the same is then there twice.
 
 use crate::{
     client::{CONNECT_TIMEOUT, Session, Target, one_line},
@@ -16,7 +20,7 @@ use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
-use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::{SimpleQueryMessage, error::SqlState};
 
 /// How long a statement may take. An application gives up some day too; longer than any fault.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -42,12 +46,20 @@ pub struct Options {
     pub writers: usize,
     /// Between an acknowledgement and the next insert.
     pub period: Duration,
+    /// Explicit transactions, retried in the same session.
+    pub transactions: bool,
 }
 
 impl Options {
     /// Four writers, an insert every 10 ms each.
     pub fn new(target: Target, table: impl Into<String>) -> Self {
-        Self { target, table: table.into(), writers: 4, period: Duration::from_millis(10) }
+        Self {
+            target,
+            table: table.into(),
+            writers: 4,
+            period: Duration::from_millis(10),
+            transactions: false,
+        }
     }
 }
 
@@ -70,8 +82,12 @@ pub struct Report {
     pub stall_each_ms: Vec<u64>,
     /// From the start of the load to the beginning of the longest stall, ms.
     pub stall_began_ms: u64,
-    /// Inserts and connection attempts that failed.
+    /// Inserts and connection attempts that failed, [`Report::retried`] left out.
     pub errors: usize,
+    /// Transactions that were told to be tried again (SQLSTATE 40001), and were.
+    pub retried: usize,
+    /// Commits whose outcome the client was told is unknown (SQLSTATE 08007).
+    pub unknown: usize,
     /// The first few, with ms since the start of the load.
     pub first_errors: Vec<(u64, String)>,
     /// Open sessions that ended without having been closed by us, the idle one included.
@@ -97,6 +113,8 @@ struct Ack {
 struct Log {
     acks: Vec<Ack>,
     errors: usize,
+    retried: usize,
+    unknown: usize,
     texts: Vec<(Instant, String)>,
     cut: usize,
 }
@@ -191,6 +209,8 @@ impl Load {
 
 async fn write(w: usize, options: Options, log: Shared, mut stop: watch::Receiver<bool>) {
     let mut number = 0;
+    // The same row once more.
+    let mut again = false;
     let mut session: Option<Session> = None;
     let mut told = stop.clone();
     loop {
@@ -206,8 +226,13 @@ async fn write(w: usize, options: Options, log: Shared, mut stop: watch::Receive
                     }
                 },
             };
-            number += 1;
-            match insert(open, &options.table, w, number).await {
+            if !again {
+                number += 1;
+            }
+            again = false;
+            let sent = Instant::now();
+            let inserted = insert(open, &options, w, number).await;
+            match inserted.map(|()| Ack { number, sent, acked: Instant::now() }) {
                 Ok(ack) => {
                     with(&log, |log| log.acks.push(ack));
                     // Even a sleep of nothing waits for the timer's next millisecond.
@@ -215,8 +240,23 @@ async fn write(w: usize, options: Options, log: Shared, mut stop: watch::Receive
                         sleep(options.period).await;
                     }
                 }
+                Err(error)
+                    if options.transactions && is(&error, &SqlState::T_R_SERIALIZATION_FAILURE) =>
+                {
+                    with(&log, |log| log.retried += 1);
+                    again = true;
+                    if let Err(error) = ask(open, "rollback").await {
+                        with(&log, |log| log.failed(format!("rollback: {}", one_line(&error))));
+                        with(&log, |log| log.cut += 1);
+                        session = None;
+                    }
+                }
                 Err(error) => {
-                    with(&log, |log| log.failed(one_line(&error)));
+                    with(&log, |log| {
+                        log.failed(one_line(&error));
+                        log.unknown +=
+                            usize::from(is(&error, &SqlState::TRANSACTION_RESOLUTION_UNKNOWN));
+                    });
                     sleep(RECONNECT_PAUSE).await;
                     // An error of the statement alone leaves the session usable, and is no cut; but
                     // this application opens a new one all the same. Asked after the pause, because
@@ -238,13 +278,25 @@ async fn write(w: usize, options: Options, log: Shared, mut stop: watch::Receive
     }
 }
 
-async fn insert(session: &Session, table: &str, w: usize, number: i64) -> Result<Ack> {
-    let sent = Instant::now();
-    let statement = format!("insert into {table} values ({w},{number})");
-    timeout(STATEMENT_TIMEOUT, session.client.simple_query(&statement))
+async fn insert(session: &Session, options: &Options, w: usize, number: i64) -> Result<()> {
+    let statement = format!("insert into {} values ({w},{number})", options.table);
+    if !options.transactions {
+        return ask(session, &statement).await;
+    }
+    ask(session, "begin").await?;
+    ask(session, &statement).await?;
+    ask(session, "commit").await
+}
+
+async fn ask(session: &Session, statement: &str) -> Result<()> {
+    timeout(STATEMENT_TIMEOUT, session.client.simple_query(statement))
         .await
-        .context("an insert got no answer")??;
-    Ok(Ack { number, sent, acked: Instant::now() })
+        .with_context(|| format!("no answer to: {statement}"))??;
+    Ok(())
+}
+
+fn is(error: &anyhow::Error, code: &SqlState) -> bool {
+    error.downcast_ref::<tokio_postgres::Error>().and_then(|error| error.code()) == Some(code)
 }
 
 /// Waits for the end of the writing, then compares what was acknowledged with what is there.
@@ -313,6 +365,7 @@ fn count(
     let mut latencies = Vec::new();
     let mut stalls = Vec::new();
     let (mut errors, mut cut) = (0, usize::from(!idle_session_survived));
+    let (mut retried, mut unknown) = (0, 0);
     let mut texts = Vec::new();
     for (w, log) in logs.iter().enumerate() {
         with(log, |log| {
@@ -320,6 +373,8 @@ fn count(
             latencies.extend(log.acks.iter().map(|ack| ack.acked - ack.sent));
             stalls.push(longest_gap(log.acks.iter().map(|ack| ack.acked), began, ended));
             errors += log.errors;
+            retried += log.retried;
+            unknown += log.unknown;
             cut += log.cut;
             texts.append(&mut log.texts);
         });
@@ -346,6 +401,8 @@ fn count(
         stall_each_ms: stalls.iter().map(|s| ms(s.0)).collect(),
         stall_began_ms: ms(at - began),
         errors,
+        retried,
+        unknown,
         first_errors: texts
             .into_iter()
             .take(ERRORS_SHOWN)

@@ -17,9 +17,11 @@ pub fn line(run: &Run) -> String {
     }
     let saw = match &run.load {
         Some(load) => format!(
-            "stall {:5} ms, {} errors, {} lost, {} sessions cut, {} rows, p50 {} ms, whole after {} ms, {} -> {}",
+            "stall {:5} ms, {} errors, {} retried, {} unknown, {} lost, {} sessions cut, {} rows, p50 {} ms, whole after {} ms, {} -> {}",
             load.stall_ms,
             load.errors,
+            load.retried,
+            load.unknown,
             load.lost,
             load.sessions_cut,
             load.acked,
@@ -79,6 +81,8 @@ pub fn table(runs: &[Run]) -> String {
         "aim",
         "errors: median",
         "max",
+        "retried",
+        "unknown",
         "lost",
         "sessions cut",
         "verdict",
@@ -96,9 +100,11 @@ pub fn table(runs: &[Run]) -> String {
     table.to_string()
 }
 
-fn row(fault: Fault, make: &str, runs: &[&Run]) -> [String; 11] {
+fn row(fault: Fault, make: &str, runs: &[&Run]) -> [String; 13] {
     let (stall, stall_max) = median_and_max(values(runs, |l| l.stall_ms));
     let (errors, errors_max) = median_and_max(values(runs, |l| l.errors as u64));
+    let retried = median_and_max(values(runs, |l| l.retried as u64)).0;
+    let unknown: u64 = values(runs, |l| l.unknown as u64).iter().sum();
     let lost: u64 = values(runs, |l| l.lost as u64).iter().sum();
     let cut = median_and_max(values(runs, |l| l.sessions_cut as u64)).1;
     let failed = runs.iter().filter(|r| !r.passed()).count();
@@ -120,6 +126,8 @@ fn row(fault: Fault, make: &str, runs: &[&Run]) -> [String; 11] {
         aim,
         errors,
         errors_max,
+        retried,
+        unknown.to_string(),
         lost.to_string(),
         cut,
         verdict,

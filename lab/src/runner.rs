@@ -32,6 +32,17 @@ const AFTERWARDS: Duration = Duration::from_millis(500);
 pub struct Options {
     /// What counts as taking a write in the probe.
     pub acceptance: Acceptance,
+    /// How many write at once.
+    pub writers: usize,
+    /// They use transactions, and retry them in the same session.
+    pub transactions: bool,
+}
+
+impl Options {
+    /// Four writers of single statements.
+    pub fn new(acceptance: Acceptance) -> Self {
+        Self { acceptance, writers: 4, transactions: false }
+    }
 }
 
 /// What came of one run.
@@ -113,7 +124,12 @@ async fn attempt(rig: &mut dyn Rig, run: &mut Run, options: Options) -> Result<(
     }
     run.primary.0.clone_from(&primary);
     let table = format!("lab_acks_{}", run.number);
-    let load = Load::start(&rig.base().app, load::Options::new(rig.endpoint(), &table)).await?;
+    let load_options = load::Options {
+        writers: options.writers,
+        transactions: options.transactions,
+        ..load::Options::new(rig.endpoint(), &table)
+    };
+    let load = Load::start(&rig.base().app, load_options).await?;
     let probe = start_probe(rig, options.acceptance);
     let outcome = under_load(rig, run, &load, (&primary, &standby)).await;
     let report = load.finish().await;

@@ -97,7 +97,7 @@ async fn all(makes: &[(Start, Acceptance)], faults: &[Fault], rounds: usize) -> 
                     Some(rig) => rig,
                     None => cluster.insert(start.start(false).await?),
                 };
-                let options = runner::Options { acceptance: *acceptance };
+                let options = runner::Options::new(*acceptance);
                 let run = runner::run(rig.as_mut(), *fault, runs.len() + 1, options).await;
                 eprintln!("{}", report::line(&run));
                 if !run.passed() {

@@ -32,6 +32,12 @@ pub struct Arguments {
     /// How many members
     #[arg(long, default_value_t = 3)]
     pub members: usize,
+    /// How many clients write at once
+    #[arg(long, default_value_t = 4)]
+    pub writers: usize,
+    /// Clients use transactions, and retry serialization failures in the same session
+    #[arg(long)]
+    pub transactions: bool,
     /// Leave all files of the clusters
     #[arg(long)]
     pub keep: bool,
@@ -153,7 +159,11 @@ pub fn main(arguments: &Arguments) -> Result<bool> {
 
 /// All runs, in one cluster as long as it stays whole.
 async fn all(arguments: &Arguments, start: &Start, faults: &[Fault]) -> Result<Vec<Run>> {
-    let options = runner::Options { acceptance: acceptance(&arguments.settings) };
+    let options = runner::Options {
+        acceptance: acceptance(&arguments.settings),
+        writers: arguments.writers,
+        transactions: arguments.transactions,
+    };
     let mut runs = Vec::new();
     let mut failures = 0;
     let mut cluster: Option<Box<dyn Rig>> = None;
@@ -204,6 +214,12 @@ fn replay(arguments: &Arguments, fault: Fault) -> String {
     }
     if arguments.members != 3 {
         command += &format!(" --members {}", arguments.members);
+    }
+    if arguments.writers != 4 {
+        command += &format!(" --writers {}", arguments.writers);
+    }
+    if arguments.transactions {
+        command += " --transactions";
     }
     for setting in &arguments.settings {
         command += &format!(" --set {setting}");
