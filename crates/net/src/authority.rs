@@ -108,10 +108,23 @@ impl Authority {
         member: &MemberId,
         lifetime: Duration,
     ) -> Result<String, CertError> {
+        self.sign_for(csr_pem, member, &[], lifetime)
+    }
+
+    /// The same, with the member's addresses in the certificate. Members know each other by name;
+    /// the addresses are for clients of the database and of REST, which check them.
+    pub fn sign_for(
+        &self,
+        csr_pem: &str,
+        member: &MemberId,
+        addresses: &[String],
+        lifetime: Duration,
+    ) -> Result<String, CertError> {
         let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(|e| {
             CertError::Unreadable { what: "certificate request", why: e.to_string() }
         })?;
         let mut params = params_for(&member_dns(member, &self.cluster_id), lifetime)?;
+        params.subject_alt_names.extend(addresses.iter().filter_map(|host| alt_name(host)));
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, member.as_str());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -174,6 +187,17 @@ pub(crate) fn der_of_pem(
 ) -> Result<CertificateDer<'static>, CertError> {
     CertificateDer::from_pem_slice(pem.as_bytes())
         .map_err(|e| CertError::Unreadable { what, why: e.to_string() })
+}
+
+/// An address as a certificate has it. One that does not fit in a certificate is left out: it
+/// cannot be checked then, and everything else goes on.
+fn alt_name(host: &str) -> Option<SanType> {
+    if let Ok(address) = host.parse() {
+        return Some(SanType::IpAddress(address));
+    }
+    // What is not a host name would make the whole certificate unreadable for some.
+    rustls::pki_types::DnsName::try_from(host).ok()?;
+    host.to_owned().try_into().ok().map(SanType::DnsName)
 }
 
 fn params_for(dns: &str, lifetime: Duration) -> Result<CertificateParams, CertError> {

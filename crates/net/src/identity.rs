@@ -26,9 +26,9 @@ use std::{
 };
 
 /// Key and certificate, in one file so that they are replaced together.
-const MEMBER_FILE: &str = "member.pem";
+pub const MEMBER_FILE: &str = "member.pem";
 /// The authority's certificate.
-const CA_FILE: &str = "ca.pem";
+pub const CA_FILE: &str = "ca.pem";
 /// A certificate and key file larger than this is not ours.
 const FILE_MAX: u64 = 64 * 1024;
 
@@ -131,8 +131,18 @@ impl Identity {
         member: &MemberId,
         lifetime: Duration,
     ) -> Result<Self, IdentityError> {
+        Self::issue_for(authority, member, &[], lifetime)
+    }
+
+    /// The same, with the member's addresses in the certificate.
+    pub fn issue_for(
+        authority: &Authority,
+        member: &MemberId,
+        addresses: &[String],
+        lifetime: Duration,
+    ) -> Result<Self, IdentityError> {
         let (key, request) = create_request(member)?;
-        let certificate = authority.sign(&request, member, lifetime)?;
+        let certificate = authority.sign_for(&request, member, addresses, lifetime)?;
         Self::new(&key, &certificate, authority.cert_pem())
     }
 
@@ -200,6 +210,22 @@ impl Identity {
         let facts = self.current().facts.clone();
         let life = facts.not_after - facts.not_before;
         now >= at(facts.not_after - life / 3)
+    }
+
+    /// Is the certificate made out to all of these addresses? One that cannot stand in a
+    /// certificate does not count.
+    pub fn covers(&self, addresses: &[String]) -> bool {
+        let facts = self.current().facts.clone();
+        addresses.iter().all(|address| {
+            let shown = match address.parse::<std::net::IpAddr>() {
+                Ok(ip) => ip.to_string(),
+                Err(_) if rustls::pki_types::DnsName::try_from(address.as_str()).is_err() => {
+                    return true;
+                }
+                Err(_) => address.clone(),
+            };
+            facts.addresses.contains(&shown)
+        })
     }
 
     pub(crate) fn epoch(&self) -> u64 {

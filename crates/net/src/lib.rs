@@ -27,10 +27,11 @@ mod tls;
 mod token;
 
 pub use authority::{Authority, CA_LIFETIME, CertError, MEMBER_LIFETIME, fingerprint_of_pem};
-pub use identity::{Identity, IdentityError, create_request};
+pub use identity::{CA_FILE, Identity, IdentityError, MEMBER_FILE, create_request};
 pub use path::PathState;
 pub use peers::{CallError, Peers};
 pub use rpc::{BODY_MAX, Caller, Handler, METHOD_JOIN, RpcError};
 pub use server::{IsMember, PeerServer, ServerError};
 pub use stranger::{StrangerError, call_stranger};
+pub use tls::{TrustError, https_client, https_server, provider};
 pub use token::{BadToken, JoinToken, hash_secret};

@@ -3,6 +3,7 @@
 use crate::authority::CertError;
 use rustls::pki_types::ServerName;
 use sempre_model::MemberId;
+use std::net::IpAddr;
 use x509_parser::{extensions::GeneralName, prelude::parse_x509_certificate};
 
 /// Never resolved: `.internal` is reserved for private use.
@@ -42,6 +43,8 @@ pub struct Facts {
     pub member: Option<MemberId>,
     /// The cluster it is made out to.
     pub cluster_id: String,
+    /// The addresses it is made out to, as written: IP addresses and host names.
+    pub addresses: Vec<String>,
     /// Valid from.
     pub not_before: i64,
     /// Valid until.
@@ -69,11 +72,25 @@ pub fn read_certificate(der: &[u8]) -> Result<Facts, CertError> {
             (Some(name.ok_or_else(|| unreadable(format!("`{label}` is no member")))?), cluster_id)
         }
     };
+    let addresses = names.iter().filter_map(address).collect();
     let validity = certificate.validity();
     Ok(Facts {
         member,
         cluster_id: cluster_id.to_owned(),
+        addresses,
         not_before: validity.not_before.timestamp(),
         not_after: validity.not_after.timestamp(),
     })
+}
+
+/// An address in a certificate; none for our own names.
+fn address(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) if !name.ends_with(SUFFIX) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|b| IpAddr::from(b).to_string()),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|b| IpAddr::from(b).to_string()),
+        },
+        _ => None,
+    }
 }

@@ -3,14 +3,14 @@
 use crate::{authority::fingerprint, identity::Identity};
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
-    SignatureScheme,
+    SignatureScheme, SupportedProtocolVersion,
     client::{
         ResolvesClientCert, Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
     },
     crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::{
         ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert,
         WebPkiClientVerifier,
@@ -22,6 +22,8 @@ use std::sync::{Arc, LazyLock};
 
 /// HTTP/2 and nothing else.
 const ALPN: &[u8] = b"h2";
+/// What REST speaks.
+const HTTP1: &[u8] = b"http/1.1";
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> =
     LazyLock::new(|| Arc::new(rustls::crypto::ring::default_provider()));
@@ -95,42 +97,194 @@ pub fn client_config(identity: Arc<Identity>) -> Result<ClientConfig, Error> {
     Ok(config)
 }
 
-/// The side that calls, as a stranger who knows the authority by its fingerprint.
+/// The side that calls, as a stranger who knows the authority by its fingerprint. Which member
+/// answers does not matter to a newcomer: all of them may let it in.
 pub fn stranger_config(ca_fingerprint: &str) -> Result<ClientConfig, Error> {
-    let verifier = Pinned { ca_fingerprint: ca_fingerprint.to_ascii_lowercase() };
+    let wanted = ca_fingerprint.to_ascii_lowercase();
+    let mut config = config_of(
+        Checked::new(move |end_entity, intermediates, _, now| {
+            let ca = intermediates.iter().find(|ca| fingerprint(ca) == wanted);
+            let ca = ca.ok_or_else(|| {
+                Error::General(
+                    "it belongs to another cluster than the token (CA fingerprint)".into(),
+                )
+            })?;
+            let mut roots = RootCertStore::empty();
+            roots.add(ca.clone())?;
+            signed_by(end_entity, &roots, now)
+        }),
+        &[&TLS13],
+    )?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+/// What somebody else than a member can be told to trust is not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// Not a certificate, or not one of an authority.
+    #[error("{what} cannot be used: {why}")]
+    Unusable {
+        /// Whose.
+        what: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+impl TrustError {
+    fn of(what: &'static str) -> impl Fn(Error) -> Self {
+        move |e| TrustError::Unusable { what, why: e.to_string() }
+    }
+}
+
+/// HTTPS as a member offers it (REST): TLS 1.2 and 1.3, nothing asked of the client. With
+/// `own`, a certificate chain and its key in PEM, that one is shown; else the member's.
+pub fn https_server(
+    identity: Arc<Identity>,
+    own: Option<(&str, &str)>,
+) -> Result<ServerConfig, TrustError> {
+    let what = "the certificate of REST";
+    let resolver: Arc<dyn ResolvesServerCert> = match own {
+        None => Arc::new(Present(identity)),
+        Some((chain, key)) => Arc::new(Fixed(Arc::new(certified(what, chain, key)?))),
+    };
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(TrustError::of(what))?
+        .with_no_client_auth()
+        .with_cert_resolver(resolver);
+    config.alpn_protocols = vec![HTTP1.to_vec()];
+    Ok(config)
+}
+
+/// HTTPS to a member. It is trusted when the cluster's authority signed its certificate, whatever
+/// its address: every member holds the authority's key, so a name in it proves no more. One that
+/// `others` (PEM) signed must be made out to the address.
+pub fn https_client(
+    ca_pem: Option<&str>,
+    others: Option<&str>,
+) -> Result<ClientConfig, TrustError> {
+    let ours = match ca_pem {
+        Some(pem) => roots("the cluster's CA certificate", pem)?,
+        None => RootCertStore::empty(),
+    };
+    let others = match others {
+        None => None,
+        Some(pem) => {
+            let what = "the CA file of REST";
+            let verifier = WebPkiServerVerifier::builder_with_provider(
+                Arc::new(roots(what, pem)?),
+                provider(),
+            )
+            .build()
+            .map_err(|e| TrustError::Unusable { what, why: e.to_string() })?;
+            Some(verifier)
+        }
+    };
+    let mut config = config_of(
+        Checked::new(move |end_entity, intermediates, name, now| {
+            let known = signed_by(end_entity, &ours, now);
+            match (&known, &others) {
+                (Err(_), Some(others)) => {
+                    others.verify_server_cert(end_entity, intermediates, name, &[], now).map(|_| ())
+                }
+                _ => known,
+            }
+        }),
+        rustls::DEFAULT_VERSIONS,
+    )
+    .map_err(TrustError::of("TLS"))?;
+    config.alpn_protocols = vec![HTTP1.to_vec()];
+    Ok(config)
+}
+
+fn roots(what: &'static str, pem: &str) -> Result<RootCertStore, TrustError> {
+    let unusable = |why: String| TrustError::Unusable { what, why };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|e| unusable(e.to_string()))?;
+        roots.add(certificate).map_err(|e| unusable(e.to_string()))?;
+    }
+    if roots.is_empty() { Err(unusable("there is no certificate in it".into())) } else { Ok(roots) }
+}
+
+fn certified(what: &'static str, chain: &str, key: &str) -> Result<CertifiedKey, TrustError> {
+    let unusable = |why: String| TrustError::Unusable { what, why };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|e| unusable(e.to_string()))?;
+    if chain.is_empty() {
+        return Err(unusable("there is no certificate in it".into()));
+    }
+    let key =
+        PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| unusable(format!("key: {e}")))?;
+    CertifiedKey::from_der(chain, key, &provider()).map_err(|e| unusable(e.to_string()))
+}
+
+/// One certificate, as long as it is configured.
+#[derive(Debug)]
+struct Fixed(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Fixed {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+}
+
+fn config_of(
+    verifier: Checked,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Result<ClientConfig, Error> {
     let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13])?
+        .with_protocol_versions(versions)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
-    config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::disabled();
     Ok(config)
 }
 
-/// Accepts any member of the cluster whose authority has this fingerprint. Which member it is does
-/// not matter to a newcomer: all of them may let it in.
-#[derive(Debug)]
-struct Pinned {
-    ca_fingerprint: String,
+type Check = dyn Fn(&CertificateDer<'_>, &[CertificateDer<'_>], &ServerName<'_>, UnixTime) -> Result<(), Error>
+    + Send
+    + Sync;
+
+/// A check of our own of whose certificate it is; that the other side holds its key is checked as
+/// ever.
+struct Checked(Box<Check>);
+
+impl Checked {
+    fn new(
+        check: impl Fn(
+            &CertificateDer<'_>,
+            &[CertificateDer<'_>],
+            &ServerName<'_>,
+            UnixTime,
+        ) -> Result<(), Error>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self(Box::new(check))
+    }
 }
 
-impl ServerCertVerifier for Pinned {
+impl std::fmt::Debug for Checked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Checked")
+    }
+}
+
+impl ServerCertVerifier for Checked {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
+        name: &ServerName<'_>,
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let ca = intermediates.iter().find(|ca| fingerprint(ca) == self.ca_fingerprint);
-        let ca = ca.ok_or_else(|| {
-            Error::General("it belongs to another cluster than the token (CA fingerprint)".into())
-        })?;
-        let mut roots = RootCertStore::empty();
-        roots.add(ca.clone())?;
-        signed_by(end_entity, &roots, now)?;
+        (self.0)(end_entity, intermediates, name, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
