@@ -410,6 +410,7 @@ pub fn member(scenario: &Scenario, m: usize, node: NodeId) -> Member {
         ports: Ports::default(),
         zone: (scenario.zones > 0).then(|| format!("z{}", m % scenario.zones)),
         tags: tags(scenario, m),
+        own_certificate: false,
     }
 }
 

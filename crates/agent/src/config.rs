@@ -177,6 +177,7 @@ impl Config {
             ports: self.ports,
             zone: self.zone.clone(),
             tags: self.tags.clone(),
+            own_certificate: false,
         }
     }
 }

@@ -149,6 +149,11 @@ pub const KEYS: &[Key] = &[
     ),
     key("route_hold_timeout_ms", Unit::Milliseconds, "Routing: how long a connection is held."),
     key(
+        "client_tls",
+        Unit::Flag,
+        "Routing: offer TLS to clients. Off, a client that asks for it is answered that there is none, as long as the database's certificate is the cluster's own; one of the administrator's is always offered.",
+    ),
+    key(
         "slot_max_wal_bytes",
         Unit::Bytes,
         "The most WAL that a replication slot may keep back; 0: no limit.",

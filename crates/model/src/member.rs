@@ -82,6 +82,9 @@ pub struct Member {
     /// Wishes about it.
     #[serde(default)]
     pub tags: Tags,
+    /// Its database shows a certificate of its administrator's, not the one of the cluster.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_certificate: bool,
 }
 
 impl Member {

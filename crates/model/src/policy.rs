@@ -84,6 +84,8 @@ pub struct Policy {
     pub route_hold_max: usize,
     /// Routing: how long a connection is held, ms.
     pub route_hold_timeout_ms: u64,
+    /// Routing: offer TLS to clients of a database whose certificate is the cluster's own.
+    pub client_tls: bool,
     /// The most WAL, in bytes, that a replication slot may keep back (`max_slot_wal_keep_size`);
     /// 0: no limit.
     pub slot_max_wal_bytes: u64,
@@ -116,6 +118,7 @@ impl Default for Policy {
             route_read_only_fallback: true,
             route_hold_max: 10_000,
             route_hold_timeout_ms: 30_000,
+            client_tls: false,
             slot_max_wal_bytes: 16 << 30,
         }
     }

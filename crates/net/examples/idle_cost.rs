@@ -56,6 +56,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ports: Ports { peer: port, ..Ports::default() },
         zone: None,
         tags: Tags::default(),
+        own_certificate: false,
     };
     let peers = Peers::new(a.clone(), vec![], identity(&a)?)?;
     peers.set_members([&member]);

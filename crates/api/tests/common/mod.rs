@@ -34,6 +34,7 @@ fn member(name: &str, number: u64, kind: MemberKind) -> Member {
         ports: Ports::default(),
         zone: None,
         tags: Tags::default(),
+        own_certificate: false,
     }
 }
 

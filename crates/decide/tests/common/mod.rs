@@ -203,6 +203,7 @@ pub fn member(m: &str, node: u64) -> Member {
         ports: Ports::default(),
         zone: None,
         tags: Tags::default(),
+        own_certificate: false,
     }
 }
 

@@ -106,6 +106,7 @@ impl Cluster {
             ports: Ports { peer: free_port(&hosts), ..Ports::default() },
             zone: None,
             tags: Tags::default(),
+            own_certificate: false,
         };
         let identity = Identity::issue(&self.authority, &name, MEMBER_LIFETIME).unwrap();
         let identity = Arc::new(identity);
