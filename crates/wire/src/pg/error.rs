@@ -14,6 +14,20 @@ pub mod sqlstate {
     pub const PROTOCOL_VIOLATION: &str = "08P01";
     /// The client speaks a version of the protocol that is not supported.
     pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
+    /// The transaction was rolled back; running it again is the cure.
+    pub const SERIALIZATION_FAILURE: &str = "40001";
+    /// Nobody knows whether the transaction was committed.
+    pub const TRANSACTION_RESOLUTION_UNKNOWN: &str = "08007";
+    /// The transaction block failed before; only its end is taken.
+    pub const IN_FAILED_TRANSACTION: &str = "25P02";
+    /// Wrong password, or no such user: the two are not told apart.
+    pub const INVALID_PASSWORD: &str = "28P01";
+    /// The user may not, whatever they say.
+    pub const INVALID_AUTHORIZATION: &str = "28000";
+    /// There is no such prepared statement.
+    pub const INVALID_STATEMENT_NAME: &str = "26000";
+    /// A limit of this program was reached.
+    pub const PROGRAM_LIMIT_EXCEEDED: &str = "54000";
 }
 
 /// How bad it is.
@@ -57,8 +71,18 @@ impl ErrorResponse {
         detail: impl Into<String>,
         hint: impl Into<String>,
     ) -> Self {
+        Self { severity: Severity::Fatal, ..Self::error(code, message, detail, hint) }
+    }
+
+    /// An ERROR, after which the session goes on. Empty `detail` or `hint` are left out.
+    pub fn error(
+        code: &'static str,
+        message: impl Into<String>,
+        detail: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
         Self {
-            severity: Severity::Fatal,
+            severity: Severity::Error,
             code,
             message: message.into(),
             detail: detail.into(),
