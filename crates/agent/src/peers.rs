@@ -7,7 +7,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use sempre_consensus::{CallKind, Consensus, ProposeError, Transport, TransportError};
+use sempre_consensus::{CallKind, Consensus, ProposeError, ServeError, Transport, TransportError};
 use sempre_model::{Command, Generation, Member, MemberId, NodeId, Record, command::Change};
 use sempre_net::{
     Authority, CallError, Caller, Handler, MEMBER_LIFETIME, METHOD_JOIN, Peers, RpcError,
@@ -56,19 +56,31 @@ impl Transport for PeerTransport {
         let Some(name) = name else {
             return Err(TransportError::Unreachable { to, why: "no member has this node".into() });
         };
-        let began = std::time::Instant::now();
-        match self.peers.call(&name, &format!("{RAFT}{kind}"), body.into(), timeout).await {
-            Ok(bytes) => Ok(bytes.into()),
-            Err(CallError::Answered { error, .. }) => {
-                Err(TransportError::Failed { to, why: error.to_string() })
-            }
-            Err(CallError::Unreachable { .. }) if began.elapsed() >= timeout => {
-                let waited_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-                Err(TransportError::TimedOut { to, waited_ms })
-            }
-            // It may have arrived over a path that broke before the answer came.
-            Err(e) => Err(TransportError::Failed { to, why: e.to_string() }),
-        }
+        let called = self.peers.call(&name, &format!("{RAFT}{kind}"), body.into(), timeout).await;
+        called.map(Into::into).map_err(|error| not_called(to, &error))
+    }
+}
+
+/// What consensus is told: above all whether the call may have arrived, for then a proposal may
+/// have been taken.
+fn not_called(to: NodeId, error: &CallError) -> TransportError {
+    let why = error.to_string();
+    let arrived = match error {
+        CallError::UnknownMember(_) | CallError::UnknownPath { .. } => false,
+        CallError::Unreachable { sent, .. } => *sent,
+        CallError::Answered { error, .. } => match error {
+            // Turned away before consensus there saw it.
+            RpcError::Busy(_)
+            | RpcError::Refused(_)
+            | RpcError::UnknownMethod(_)
+            | RpcError::BadRequest(_) => false,
+            // Too large may be the answer.
+            RpcError::TooLarge(_) | RpcError::Failed(_) => true,
+        },
+    };
+    match arrived {
+        true => TransportError::Failed { to, why },
+        false => TransportError::Unreachable { to, why },
     }
 }
 
@@ -138,7 +150,13 @@ impl Handler for PeerHandler {
                     .and_then(|kind| kind.parse::<CallKind>().ok())
                     .ok_or_else(|| RpcError::UnknownMethod(method.to_owned()))?;
                 let answer = consensus.serve(kind, &body).await;
-                answer.map(Bytes::from).map_err(|e| RpcError::Failed(e.to_string()))
+                answer.map(Bytes::from).map_err(|error| match error {
+                    // Nothing was done with it.
+                    ServeError::UnknownCall(_)
+                    | ServeError::WrongNode { .. }
+                    | ServeError::BadBody { .. } => RpcError::BadRequest(error.to_string()),
+                    ServeError::Fault { .. } => RpcError::Failed(error.to_string()),
+                })
             }
         }
     }
@@ -161,7 +179,11 @@ impl PeerHandler {
 
     async fn join(&self, consensus: &dyn Consensus, join: JoinRequest) -> Result<Bytes, RpcError> {
         let refused = |e: ProposeError| match e {
-            ProposeError::Rejected(why) => RpcError::Refused(why.to_string()),
+            // The newcomer shows the code as its own.
+            ProposeError::Rejected(why) => {
+                let error = sempre_api::ActionError::from(why);
+                RpcError::Refused(format!("{} ({})", error.why, error.code))
+            }
             other => RpcError::Failed(other.to_string()),
         };
         let record = consensus.read_barrier().await.map_err(refused)?;
@@ -221,4 +243,28 @@ fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, RpcError> {
 
 fn write<T: Serialize>(value: &T) -> Result<Bytes, RpcError> {
     serde_json::to_vec(value).map(Bytes::from).map_err(|e| RpcError::Failed(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn consensus_is_told_whether_a_call_may_have_arrived() {
+        let to = MemberId::new("b").unwrap();
+        let unreachable = |sent| CallError::Unreachable { to: to.clone(), tried: vec![], sent };
+        let answered = |error| CallError::Answered { to: to.clone(), error };
+        for (error, arrived) in [
+            (unreachable(false), false),
+            (unreachable(true), true),
+            (CallError::UnknownMember(to.clone()), false),
+            (answered(RpcError::Busy("starting".into())), false),
+            (answered(RpcError::BadRequest("for another node".into())), false),
+            (answered(RpcError::Failed("it broke".into())), true),
+        ] {
+            let told = not_called(7, &error);
+            assert_eq!(matches!(told, TransportError::Failed { .. }), arrived, "{error}");
+            assert_eq!(matches!(told, TransportError::Unreachable { .. }), !arrived, "{error}");
+        }
+    }
 }

@@ -114,8 +114,8 @@ pub trait Consensus: Send + Sync {
 
     /// Changes the record, and returns it as it was right after the change. On a follower the
     /// command is handed to the leader, and [`Consensus::record`] here follows a moment later.
-    /// Waits for a leader, and for the outcome, about three seconds in all; a command is never
-    /// given a second time once its outcome is unknown.
+    /// Waits for a leader, and for the outcome, about three seconds in all. While its outcome is
+    /// not known the command is given again, to whoever leads then; it is applied once.
     async fn propose(&self, command: Command) -> Result<Arc<Record>, ProposeError>;
 
     /// The record, at least as new as every change acknowledged before this call began.

@@ -3,7 +3,7 @@
 use crate::{
     error::OpenError,
     format::{StoredEntry, StoredLogId, StoredSnapshot, StoredVote},
-    store::{self, Store, Trouble, Write, read_entry, read_row},
+    store::{self, SealFile, Store, Trouble, Write, read_entry, read_row},
 };
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, backends::InMemoryBackend};
 use sempre_model::{Generation, NodeId};
@@ -144,6 +144,10 @@ fn compare_seal(file: &Path, seal: &[u8], commits: u64) -> Result<(), OpenError>
 
 /// Opens the store of `node` in `dir`, and makes it if there is none.
 pub(crate) fn open(dir: &Path, node: NodeId) -> Result<(Store, Content), OpenError> {
+    #[cfg(feature = "simulation")]
+    if let Some(machine) = crate::simulation::machine() {
+        return open_simulated(dir, node, &*machine);
+    }
     fs::create_dir_all(dir).map_err(io_error(dir, "make"))?;
     let file = dir.join(store::FILE);
     let seal_file = dir.join(store::SEAL);
@@ -159,22 +163,65 @@ pub(crate) fn open(dir: &Path, node: NodeId) -> Result<(Store, Content), OpenErr
     (&mut seal).take(64).read_to_end(&mut sealed).map_err(io_error(&seal_file, "read"))?;
 
     let length = fs::metadata(&file).map(|m| m.len()).unwrap_or(0);
-    if length == 0 && store::seal_number(&sealed).is_some() {
-        return Err(OpenError::Corrupt {
-            file,
-            what: "it is missing or empty, although a seal for it is there".into(),
-        });
-    }
+    check_absent(&file, length, &sealed)?;
     if length == 0 {
         create(dir, &file, node)?;
     }
+    let path = file.clone();
+    take_over(file, (Box::new(seal), &sealed), node, || builder().open(&path))
+}
 
+/// The same on the files of a simulated machine.
+#[cfg(feature = "simulation")]
+fn open_simulated(
+    dir: &Path,
+    node: NodeId,
+    machine: &dyn crate::simulation::Machine,
+) -> Result<(Store, Content), OpenError> {
+    use crate::simulation::Backend;
+    let (file, seal_file) = (dir.join(store::FILE), dir.join(store::SEAL));
+    let seal = machine.seal();
+    let mut sealed = vec![0; seal.len().map_err(io_error(&seal_file, "read"))?.min(64) as usize];
+    seal.read(0, &mut sealed).map_err(io_error(&seal_file, "read"))?;
+    let length = machine.store().len().map_err(io_error(&file, "read"))?;
+    check_absent(&file, length, &sealed)?;
+    if length == 0 {
+        let database = builder()
+            .create_with_backend(Backend(machine.store()))
+            .map_err(|e| trouble(&file, "make")(e.into()))?;
+        write_first(&database, node).map_err(|trouble| trouble.about(file.clone(), "write"))?;
+        database.close().map_err(|e| trouble(&file, "close")(e.into()))?;
+        machine.store_is_made();
+    }
+    take_over(file, (Box::new(seal), &sealed), node, || {
+        builder().create_with_backend(Backend(machine.store()))
+    })
+}
+
+/// Refuses to make a new store where a seal says that there was one.
+fn check_absent(file: &Path, length: u64, sealed: &[u8]) -> Result<(), OpenError> {
+    if length == 0 && store::seal_number(sealed).is_some() {
+        return Err(OpenError::Corrupt {
+            file: file.to_owned(),
+            what: "it is missing or empty, although a seal for it is there".into(),
+        });
+    }
+    Ok(())
+}
+
+/// Opens the database and checks all that is in it.
+fn take_over(
+    file: PathBuf,
+    (seal, sealed): (Box<dyn SealFile>, &[u8]),
+    node: NodeId,
+    open: impl FnOnce() -> Result<Database, redb::DatabaseError>,
+) -> Result<(Store, Content), OpenError> {
     let (database, content) = guarded(&file, || {
-        let database = builder().open(&file).map_err(|e| trouble(&file, "open")(e.into()))?;
+        let database = open().map_err(|e| trouble(&file, "open")(e.into()))?;
         let content = checked(&file, &database)?;
         Ok((database, content))
     })?;
-    compare_seal(&file, &sealed, content.commits)?;
+    compare_seal(&file, sealed, content.commits)?;
     let found = content.node.ok_or_else(|| OpenError::Corrupt {
         file: file.clone(),
         what: "it does not say whose it is".into(),
@@ -212,19 +259,21 @@ fn create(dir: &Path, file: &Path, node: NodeId) -> Result<(), OpenError> {
         .open(&new)
         .map_err(io_error(&new, "make"))?;
     let database = builder().create(&new).map_err(|e| trouble(&new, "make")(e.into()))?;
-    let write = |database: &Database| -> Result<(), Trouble> {
-        let transaction = database.begin_write()?;
-        let write = Write::of(&transaction);
-        write.make_tables()?;
-        write.meta(store::NODE, &node)?;
-        write.meta(store::COMMITS, &1u64)?;
-        transaction.commit()?;
-        Ok(())
-    };
-    write(&database).map_err(|trouble| trouble.about(new.clone(), "write"))?;
+    write_first(&database, node).map_err(|trouble| trouble.about(new.clone(), "write"))?;
     database.close().map_err(|e| trouble(&new, "close")(e.into()))?;
     fs::rename(&new, file).map_err(io_error(file, "make"))?;
     sync_dir(dir)
+}
+
+/// Writes what every store has.
+fn write_first(database: &Database, node: NodeId) -> Result<(), Trouble> {
+    let transaction = database.begin_write()?;
+    let write = Write::of(&transaction);
+    write.make_tables()?;
+    write.meta(store::NODE, &node)?;
+    write.meta(store::COMMITS, &1u64)?;
+    transaction.commit()?;
+    Ok(())
 }
 
 /// Makes renames in `dir` last.

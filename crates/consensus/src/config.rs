@@ -19,6 +19,14 @@ pub(crate) const ENTRIES_PER_CALL: u64 = 64;
 /// For sending and installing a snapshot: about 1 MB, over any network one would run this on.
 pub(crate) const SNAPSHOT_TIMEOUT_MS: u64 = 10_000;
 
+fn snapshots() -> (u64, u64) {
+    #[cfg(feature = "simulation")]
+    if let Some(machine) = crate::simulation::machine() {
+        return machine.snapshots();
+    }
+    (SNAPSHOT_EVERY, LOG_KEEP)
+}
+
 /// How to open the record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConsensusConfig {
@@ -73,6 +81,7 @@ impl ConsensusConfig {
             .max(self.election_min_ms / 2 + 1)
             .max(heartbeat + 2);
         let wait = self.election_min_ms.saturating_sub(lease).clamp(heartbeat + 1, lease - 1);
+        let (snapshot_every, log_keep) = snapshots();
         openraft::Config {
             cluster_name: "sempre".into(),
             heartbeat_interval: heartbeat,
@@ -80,9 +89,9 @@ impl ConsensusConfig {
             election_timeout_max: lease,
             install_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
             max_payload_entries: ENTRIES_PER_CALL,
-            replication_lag_threshold: SNAPSHOT_EVERY * 2,
-            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
-            max_in_snapshot_log_to_keep: LOG_KEEP,
+            replication_lag_threshold: snapshot_every * 2,
+            snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(snapshot_every),
+            max_in_snapshot_log_to_keep: log_keep,
             purge_batch_size: 1,
             enable_tick: true,
             enable_heartbeat: true,

@@ -10,6 +10,7 @@
 //! that a row found in another's place is noticed. The structs here are the format: they are not
 //! Raft's, and a field is never given another meaning. Fields may be added with a default.
 
+use crate::once::{Outcomes, RequestId};
 use sempre_model::{Command, NodeId, Record};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeSet;
@@ -57,8 +58,10 @@ pub(crate) struct StoredEntry {
 pub(crate) enum StoredBody {
     /// A new leader's first entry.
     Blank,
-    /// A change of the record.
+    /// A change of the record, of before there were ids.
     Command(Command),
+    /// A change of the record, applied once for each id.
+    Request { id: RequestId, command: Command },
     /// A change of who votes and learns.
     Members(StoredMembers),
 }
@@ -72,6 +75,9 @@ pub(crate) struct StoredSnapshot {
     pub members_at: Option<StoredLogId>,
     pub members: StoredMembers,
     pub record: Record,
+    /// Of the newest requests.
+    #[serde(default)]
+    pub outcomes: Outcomes,
 }
 
 fn checksum(place: &str, key: &[u8], json: &[u8]) -> u32 {

@@ -30,6 +30,7 @@
 //! [`Record`]: sempre_model::Record
 
 mod api;
+mod blocking;
 mod check;
 mod config;
 mod error;
@@ -38,10 +39,13 @@ mod log_store;
 mod machine;
 mod membership;
 mod network;
+mod once;
 mod propose;
 mod raft;
 mod repair;
 mod serve;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod standing;
 mod store;
 mod types;

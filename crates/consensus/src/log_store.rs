@@ -1,6 +1,7 @@
 //! Raft's log and vote, on the store.
 
 use crate::{
+    blocking,
     error::StoreError,
     format::{StoredEntry, StoredLogId},
     store::{COMMITTED, PURGED, Store, VOTE},
@@ -28,7 +29,7 @@ pub(crate) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, RaftStorageError> {
     let store = store.clone();
-    match tokio::task::spawn_blocking(move || work(&store)).await {
+    match blocking::off_thread(move || work(&store)).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(StorageIOError::new(subject, verb, AnyError::new(&error)).into()),
         Err(error) => Err(StorageIOError::new(subject, verb, AnyError::new(&error)).into()),

@@ -3,6 +3,7 @@
 use crate::{
     format::{self, StoredMembers, StoredSnapshot},
     log_store::off_thread,
+    once::Outcomes,
     store::{CURRENT, Store},
     types::{Outcome, RaftStorageError, Types},
 };
@@ -26,6 +27,7 @@ struct State {
     applied: Option<LogId<NodeId>>,
     membership: Membership,
     record: Arc<Record>,
+    outcomes: Outcomes,
 }
 
 /// Clones share the state: one applies, others make snapshots.
@@ -42,9 +44,12 @@ impl Machine {
     pub fn new(store: Arc<Store>, snapshot: Option<StoredSnapshot>) -> Self {
         let state = match snapshot {
             Some(snapshot) => State::from(snapshot),
-            None => {
-                State { applied: None, membership: Membership::default(), record: Arc::default() }
-            }
+            None => State {
+                applied: None,
+                membership: Membership::default(),
+                record: Arc::default(),
+                outcomes: Outcomes::default(),
+            },
         };
         let record = watch::Sender::new(state.record.clone());
         let applied = watch::Sender::new(state.applied.map_or(0, |id| id.index));
@@ -88,6 +93,7 @@ impl From<StoredSnapshot> for State {
                 snapshot.members.into(),
             ),
             record: Arc::new(snapshot.record),
+            outcomes: snapshot.outcomes,
         }
     }
 }
@@ -99,6 +105,7 @@ impl From<&State> for StoredSnapshot {
             members_at: state.membership.log_id().map(Into::into),
             members: StoredMembers::from(state.membership.membership()),
             record: (*state.record).clone(),
+            outcomes: state.outcomes.clone(),
         }
     }
 }
@@ -169,7 +176,7 @@ impl RaftStateMachine<Types> for Machine {
                     EntryPayload::Blank => {}
                     EntryPayload::Normal(proposal) => {
                         let mut next = (*state.record).clone();
-                        match next.apply(&proposal.command) {
+                        match state.outcomes.apply(&mut next, proposal.id, &proposal.command) {
                             Ok(()) => state.record = Arc::new(next),
                             Err(why) => rejected = Some(why),
                         }

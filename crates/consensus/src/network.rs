@@ -141,7 +141,9 @@ impl RaftNetwork<Types> for Client {
             .map_err(|why| Unreachable::new(&AnyError::error(why)))?;
         let install = Install { vote: vote.into(), snapshot };
         let sending = self.call(CallKind::InstallSnapshot, install, option.hard_ttl());
+        // In order, not by chance: simulations replay.
         let answer: InstallAnswer = tokio::select! {
+            biased;
             answer = sending => answer?,
             closed = cancel => return Err(closed.into()),
         };

@@ -4,6 +4,7 @@ use crate::{
     api::CallKind,
     error::{ProposeError, TransportError},
     network,
+    once::{self, RequestId},
     raft::{Barred, RaftConsensus, Taken, pause},
     types::Proposal,
     wire::{Barrier, BarrierAnswer, Propose, ProposeAnswer},
@@ -18,11 +19,20 @@ pub(crate) const PROPOSE_WITHIN: Duration = Duration::from_secs(3);
 /// Between two tries. An election takes hundreds of ms; asking more often would not help.
 const PAUSE: Duration = Duration::from_millis(25);
 
+/// A leader elsewhere that does not answer a proposal for this long has perhaps been replaced: the
+/// same proposal, under the same id, goes to whoever leads then. An election takes about as long.
+const PROPOSE_TRY: Duration = Duration::from_millis(1_000);
+
 /// A read may be asked again at no risk, so a leader that does not answer is given up sooner.
 const READ_TRY: Duration = Duration::from_millis(700);
 
 fn no_leader() -> ProposeError {
     ProposeError::NoLeader { waited_ms: PROPOSE_WITHIN.as_millis() as u64 }
+}
+
+/// The outcome is not known, if `doubt` says why.
+fn open_outcome(doubt: Option<String>) -> Option<ProposeError> {
+    doubt.map(|why| ProposeError::TimedOut { why })
 }
 
 fn left(deadline: Instant) -> Duration {
@@ -54,31 +64,47 @@ impl RaftConsensus {
         command: Command,
     ) -> Result<Arc<Record>, ProposeError> {
         let deadline = Instant::now() + PROPOSE_WITHIN;
+        let id: RequestId = once::draw();
+        // A copy given before may yet be applied; why that is not known.
+        let mut doubt = None;
         loop {
-            let leader = self.await_leader(deadline).await?;
+            let leader = match self.await_leader(deadline).await {
+                Ok(leader) => leader,
+                Err(error) => return Err(open_outcome(doubt).unwrap_or(error)),
+            };
             let taken = match leader == self.node {
-                true => self.take(Proposal::new(command.clone()), deadline).await,
-                false => self.hand_over(leader, command.clone(), deadline).await,
+                true => self.take(Proposal::new(id, command.clone()), deadline).await,
+                false => self.hand_over(leader, id, command.clone(), deadline).await,
             };
             match taken {
                 Taken::Applied(record) => return Ok(record),
                 Taken::Rejected(why) => return Err(why.into()),
-                Taken::Unknown(why) => return Err(ProposeError::TimedOut { why }),
-                Taken::Fault(what) => return Err(ProposeError::Fault { what }),
-                // Nobody took it: the only case in which it may be given again.
+                Taken::Fault(what) => {
+                    return Err(open_outcome(doubt).unwrap_or(ProposeError::Fault { what }));
+                }
+                // Whoever leads next is asked: a copy that was taken after all counts, and this
+                // one then gets its outcome.
+                Taken::Unknown(why) => doubt = Some(why),
                 Taken::NotLeader => {}
             }
             if left(deadline).is_zero() {
-                return Err(no_leader());
+                return Err(open_outcome(doubt).unwrap_or_else(no_leader));
             }
             pause(PAUSE, deadline).await;
         }
     }
 
     /// Gives a command to the leader elsewhere.
-    async fn hand_over(&self, leader: NodeId, command: Command, deadline: Instant) -> Taken {
-        let timeout = left(deadline);
-        let call = Propose { command, within_ms: timeout.as_millis() as u64 };
+    async fn hand_over(
+        &self,
+        leader: NodeId,
+        id: RequestId,
+        command: Command,
+        deadline: Instant,
+    ) -> Taken {
+        let timeout = left(deadline).min(PROPOSE_TRY);
+        let deadline = Instant::now() + timeout;
+        let call = Propose { id, command, within_ms: timeout.as_millis() as u64 };
         let answer =
             network::call(&*self.transport, (self.node, leader), CallKind::Propose, call, timeout);
         match timeout_at(deadline, answer).await {

@@ -2,6 +2,7 @@
 
 use crate::{
     api::{CallKind, Consensus, Standing, Transport},
+    blocking::off_thread,
     check,
     config::ConsensusConfig,
     error::{FormError, MembershipError, OpenError, ProposeError, ServeError, StoreError},
@@ -21,7 +22,6 @@ use openraft::{
 use sempre_model::{Command, Generation, NodeId, Record, Rejected, command::Refusal};
 use std::{
     collections::BTreeSet,
-    io,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -66,13 +66,6 @@ pub(crate) enum Barred {
     ReadAt(u64),
     Unconfirmed,
     Fault(String),
-}
-
-/// Runs blocking work on the store; a panic in it is an error.
-async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, io::Error> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
 }
 
 impl RaftConsensus {

@@ -49,8 +49,8 @@ pub struct StoreSummary {
 
 /// The record, and who was in the cluster, after the entries up to `upto` (or all).
 fn replay(content: &Content, upto: Option<Option<StoredLogId>>) -> (Record, StoredMembers) {
-    let (mut record, mut members, mut at) = match &content.snapshot {
-        Some(s) => (s.record.clone(), s.members.clone(), s.last),
+    let (mut record, mut outcomes, mut members, mut at) = match &content.snapshot {
+        Some(s) => (s.record.clone(), s.outcomes.clone(), s.members.clone(), s.last),
         None => Default::default(),
     };
     for entry in &content.entries {
@@ -62,6 +62,9 @@ fn replay(content: &Content, upto: Option<Option<StoredLogId>>) -> (Record, Stor
             StoredBody::Blank => {}
             // A refused command changes nothing, here as everywhere.
             StoredBody::Command(command) => drop(record.apply(command)),
+            StoredBody::Request { id, command } => {
+                drop(outcomes.apply(&mut record, *id, command));
+            }
             StoredBody::Members(new) => members = new.clone(),
         }
     }
@@ -169,6 +172,7 @@ pub fn reform(dir: &Path, node: NodeId) -> Result<Record, OpenError> {
             nodes: BTreeSet::from([node]),
         },
         record: record.clone(),
+        outcomes: Default::default(),
     };
     let vote = StoredVote { term: last.term, node, committed: false };
     let written = store.write(|write| {

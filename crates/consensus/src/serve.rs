@@ -73,7 +73,8 @@ impl RaftConsensus {
             CallKind::Propose => {
                 let propose: Propose = self.read_call(kind, body)?;
                 let deadline = deadline(propose.within_ms);
-                let answer = match self.take(Proposal::new(propose.command), deadline).await {
+                let proposal = Proposal::new(propose.id, propose.command);
+                let answer = match self.take(proposal, deadline).await {
                     Taken::Applied(record) => ProposeAnswer::Applied(Box::new((*record).clone())),
                     Taken::Rejected(why) => ProposeAnswer::Rejected(why),
                     Taken::NotLeader => ProposeAnswer::NotLeader,

@@ -60,10 +60,27 @@ pub(crate) const CURRENT: &str = "current";
 /// Entries of one read at most, in bytes of rows: a call to a follower stays small.
 const READ_BYTES_MAX: usize = 1 << 20;
 
+/// The seal's file. Narrow, so that a simulated one can take its place.
+pub(crate) trait SealFile: Send + Sync {
+    /// Writes the seal in place of the one before.
+    fn write(&self, bytes: &[u8]) -> io::Result<()>;
+    /// Forces it to disk.
+    fn sync(&self) -> io::Result<()>;
+}
+
+impl SealFile for File {
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all_at(bytes, 0)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
 /// The open store. Its methods block on the disk: call them off the async threads.
 pub(crate) struct Store {
     file: PathBuf,
-    seal: File,
+    seal: Box<dyn SealFile>,
     /// None once closed.
     database: RwLock<Option<Database>>,
     /// Commits so far. Held while writing, so that seals are written in order.
@@ -196,7 +213,7 @@ impl Store {
     /// Takes over an open and checked database.
     pub fn new(
         file: PathBuf,
-        seal: File,
+        seal: Box<dyn SealFile>,
         database: Database,
         commits: u64,
         promised: Generation,
@@ -251,7 +268,7 @@ impl Store {
         })?;
         *commits = next;
         let seal = seal_bytes(next);
-        self.seal.write_all_at(&seal, 0).map_err(|error| StoreError::Io {
+        self.seal.write(&seal).map_err(|error| StoreError::Io {
             file: self.file.with_file_name(SEAL),
             doing: "write",
             why: error.to_string(),
@@ -336,7 +353,7 @@ impl Store {
 
     /// Forces the seal to disk.
     pub fn sync_seal(&self) -> Result<(), StoreError> {
-        self.seal.sync_data().map_err(|error| StoreError::Io {
+        self.seal.sync().map_err(|error| StoreError::Io {
             file: self.file.with_file_name(SEAL),
             doing: "sync",
             why: error.to_string(),
@@ -351,7 +368,7 @@ impl Store {
             if let Err(error) = database.close() {
                 tracing::warn!(file = %self.file.display(), %error, "not closed cleanly");
             }
-            if let Err(error) = self.seal.sync_data() {
+            if let Err(error) = self.seal.sync() {
                 tracing::warn!(file = %self.file.display(), %error, "the seal was not synced");
             }
         }

@@ -1,6 +1,9 @@
 //! What Raft is told our types are, and the way between its structs and our stored ones.
 
-use crate::format::{StoredBody, StoredEntry, StoredLogId, StoredMembers, StoredVote};
+use crate::{
+    format::{StoredBody, StoredEntry, StoredLogId, StoredMembers, StoredVote},
+    once::RequestId,
+};
 use openraft::{CommittedLeaderId, EmptyNode, Entry, EntryPayload, LogId, Membership, Vote};
 use sempre_model::{Command, NodeId, Record, Rejected};
 use serde::{Deserialize, Serialize};
@@ -13,6 +16,11 @@ use std::{
     },
 };
 
+#[cfg(feature = "simulation")]
+use crate::simulation::Runtime;
+#[cfg(not(feature = "simulation"))]
+use openraft::TokioRuntime as Runtime;
+
 openraft::declare_raft_types!(
     /// Our types in Raft.
     pub(crate) Types:
@@ -22,6 +30,7 @@ openraft::declare_raft_types!(
         Node = EmptyNode,
         Entry = Entry<Types>,
         SnapshotData = Cursor<Vec<u8>>,
+        AsyncRuntime = Runtime,
 );
 
 /// Raft with our types.
@@ -35,14 +44,15 @@ pub(crate) type RaftStorageError = openraft::StorageError<NodeId>;
 /// a minority may still hold. Only the first is safe to retry, so the log store sets a mark.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Proposal {
+    pub id: RequestId,
     pub command: Command,
     #[serde(skip)]
     appended: Arc<AtomicBool>,
 }
 
 impl Proposal {
-    pub fn new(command: Command) -> Self {
-        Self { command, appended: Arc::default() }
+    pub fn new(id: RequestId, command: Command) -> Self {
+        Self { id, command, appended: Arc::default() }
     }
 
     /// To be asked later whether this proposal came as far as this node's log.
@@ -113,7 +123,9 @@ impl From<&Entry<Types>> for StoredEntry {
     fn from(entry: &Entry<Types>) -> Self {
         let body = match &entry.payload {
             EntryPayload::Blank => StoredBody::Blank,
-            EntryPayload::Normal(proposal) => StoredBody::Command(proposal.command.clone()),
+            EntryPayload::Normal(proposal) => {
+                StoredBody::Request { id: proposal.id, command: proposal.command.clone() }
+            }
             EntryPayload::Membership(membership) => StoredBody::Members(membership.into()),
         };
         Self { id: entry.log_id.into(), body }
@@ -124,7 +136,8 @@ impl From<StoredEntry> for Entry<Types> {
     fn from(entry: StoredEntry) -> Self {
         let payload = match entry.body {
             StoredBody::Blank => EntryPayload::Blank,
-            StoredBody::Command(command) => EntryPayload::Normal(Proposal::new(command)),
+            StoredBody::Command(command) => EntryPayload::Normal(Proposal::new(0, command)),
+            StoredBody::Request { id, command } => EntryPayload::Normal(Proposal::new(id, command)),
             StoredBody::Members(members) => EntryPayload::Membership(members.into()),
         };
         Entry { log_id: entry.id.into(), payload }

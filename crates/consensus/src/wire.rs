@@ -4,6 +4,7 @@ use crate::{
     api::CallKind,
     error::ServeError,
     format::{self, StoredEntry, StoredLogId, StoredSnapshot, StoredVote},
+    once::RequestId,
 };
 use sempre_model::{Command, NodeId, Record, Rejected};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -66,6 +67,7 @@ pub(crate) struct InstallAnswer {
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Propose {
+    pub id: RequestId,
     pub command: Command,
     /// How long the asker waits, ms.
     pub within_ms: u64,

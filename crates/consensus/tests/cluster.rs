@@ -205,17 +205,48 @@ async fn a_one_way_cut_from_the_leader_ends_in_one_leader() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unknown_outcome_is_never_tried_again() {
+async fn a_lost_answer_costs_nothing_and_a_command_is_applied_once() {
     let (cluster, members) = Cluster::with_voters(3).await;
     let leader = leader(&members).await;
     let follower = others(&members, &leader)[0].clone();
-    cluster.net.mute_proposals(follower.node(), leader.node());
-    let before = cluster.net.proposals_handed_over();
     let version = leader.record().borrow().version;
-    let unknown = follower.propose(set("once", 1)).await;
-    assert!(matches!(unknown, Err(ProposeError::TimedOut { .. })), "{unknown:?}");
-    assert_eq!(cluster.net.proposals_handed_over(), before + 1);
+
+    // It was taken, and the answer is lost: the same proposal again gets the first one's outcome.
+    cluster.net.swallow_answers(1);
+    let before = cluster.net.proposals_handed_over();
+    let after = follower.propose(set("once", 1)).await.unwrap();
+    assert_eq!(get(&after, "once"), Some(1));
+    assert!(cluster.net.proposals_handed_over() > before + 1);
     assert_eq!(leader.record().borrow().version, version + 1);
+
+    // A refusal that is lost comes a second time, the same.
+    cluster.net.swallow_answers(1);
+    let cancel = Command { at_unix_ms: 2, change: Change::CancelSwitchover };
+    let refused = follower.propose(cancel).await;
+    assert!(matches!(refused, Err(ProposeError::Rejected(_))), "{refused:?}");
+
+    // Nothing ever comes back: only then is the outcome unknown. It was applied once.
+    cluster.net.mute_proposals(follower.node(), leader.node());
+    let unknown = follower.propose(set("twice", 1)).await;
+    assert!(matches!(unknown, Err(ProposeError::TimedOut { .. })), "{unknown:?}");
+    assert_eq!(leader.record().borrow().version, version + 2);
+    cluster.stop_all(members).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proposal_to_a_leader_that_falls_silent_reaches_the_next_one() {
+    let (cluster, members) = Cluster::with_voters(3).await;
+    let old = leader(&members).await;
+    let rest = others(&members, &old);
+    let ids: Vec<_> = rest.iter().map(|m| m.node()).collect();
+    cluster.net.cut(&[old.node()], &ids);
+    // The follower still takes the silent one for the leader, and asks it first.
+    let before = cluster.net.proposals_handed_over();
+    let after = rest[0].propose(set("k", 1)).await.unwrap();
+    assert_eq!(get(&after, "k"), Some(1));
+    assert!(cluster.net.proposals_handed_over() > before);
+    let new = leader(&rest).await;
+    assert_ne!(new.node(), old.node());
     cluster.stop_all(members).await;
 }
 

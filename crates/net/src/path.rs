@@ -39,10 +39,23 @@ pub struct PathState {
 pub enum PathFailure {
     /// The peer answered with an error.
     Answered(RpcError),
-    /// The peer could not be asked.
+    /// The peer could not be asked: nothing was sent.
+    NotSent(String),
+    /// It was sent, and no whole answer came: it may have arrived.
     Broken(String),
-    /// No answer came in time.
+    /// It was sent, and no answer came in time: it may have arrived.
     TimedOut(String),
+}
+
+impl PathFailure {
+    /// Why, and whether the call may have arrived.
+    pub fn in_words(self) -> (String, bool) {
+        match self {
+            PathFailure::Answered(error) => (error.to_string(), true),
+            PathFailure::NotSent(why) => (why, false),
+            PathFailure::Broken(why) | PathFailure::TimedOut(why) => (why, true),
+        }
+    }
 }
 
 /// One call, as every path gets it.
@@ -110,16 +123,18 @@ impl PeerPath {
     pub async fn call(self: &Arc<Self>, call: &Call) -> Result<Bytes, PathFailure> {
         let began = Instant::now();
         let mut used: Option<Arc<Open>> = None;
-        let outcome = match timeout_at(call.deadline, self.attempt(call, &mut used)).await {
+        let mut sent = false;
+        let attempt = self.attempt(call, &mut used, &mut sent);
+        let outcome = match timeout_at(call.deadline, attempt).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                let waited = began.elapsed().as_millis();
-                Err(PathFailure::TimedOut(format!("no answer within {waited} ms")))
+                let why = format!("no answer within {} ms", began.elapsed().as_millis());
+                Err(if sent { PathFailure::TimedOut(why) } else { PathFailure::NotSent(why) })
             }
         };
         match &outcome {
             Ok(_) | Err(PathFailure::Answered(_)) => {}
-            Err(PathFailure::Broken(why)) => self.note_failure(why),
+            Err(PathFailure::Broken(why) | PathFailure::NotSent(why)) => self.note_failure(why),
             Err(PathFailure::TimedOut(why)) => {
                 self.note_failure(why);
                 // Other answers meanwhile: the call is slow, not the path.
@@ -143,22 +158,32 @@ impl PeerPath {
         self: &Arc<Self>,
         call: &Call,
         used: &mut Option<Arc<Open>>,
+        sent: &mut bool,
     ) -> Result<Bytes, PathFailure> {
         let mut retried = false;
+        let broken = |sent, why| match sent {
+            true => PathFailure::Broken(why),
+            false => PathFailure::NotSent(why),
+        };
         loop {
-            let (open, fresh) = self.open().await.map_err(PathFailure::Broken)?;
+            let (open, fresh) = self.open().await.map_err(|why| broken(*sent, why))?;
             *used = Some(open.clone());
             let request =
                 request(&call.method, call.body.clone()).map_err(PathFailure::Answered)?;
-            let sent = Instant::now();
+            let sent_at = Instant::now();
+            let sent_before = std::mem::replace(sent, true);
             let response = open.connection.sender().send_request(request).await;
             let outcome = match response {
                 Ok(response) => answer(response).await,
-                Err(e) => Err(chain(&e)),
+                Err(e) => {
+                    // "Canceled": the connection had ended before it came to this request.
+                    *sent = sent_before || !e.is_canceled();
+                    Err(chain(&e))
+                }
             };
             match outcome {
                 Ok(answered) => {
-                    self.note_answer(sent.elapsed(), call.measures);
+                    self.note_answer(sent_at.elapsed(), call.measures);
                     return answered.map_err(PathFailure::Answered);
                 }
                 Err(why) => {
@@ -167,7 +192,7 @@ impl PeerPath {
                     // new one. Calls are idempotent, so a second try does no harm.
                     if fresh || retried {
                         let why = open.connection.ended().unwrap_or(why);
-                        return Err(PathFailure::Broken(why));
+                        return Err(broken(*sent, why));
                     }
                     retried = true;
                 }

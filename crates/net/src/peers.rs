@@ -56,6 +56,8 @@ pub enum CallError {
         to: MemberId,
         /// By path: address and what went wrong.
         tried: Vec<String>,
+        /// It was sent over one of them, so it may have arrived. If not, it certainly did not.
+        sent: bool,
     },
 }
 
@@ -150,6 +152,7 @@ impl Peers {
         let mut running = FuturesUnordered::new();
         let mut began: Vec<(Arc<PeerPath>, Instant)> = Vec::new();
         let mut tried = Vec::new();
+        let mut sent = false;
         let mut start_next = true;
         loop {
             if std::mem::take(&mut start_next)
@@ -171,8 +174,17 @@ impl Peers {
             tokio::select! {
                 biased;
                 finished = running.next() => match finished {
-                    None => return Err(CallError::Unreachable { to: to.clone(), tried }),
-                    Some((path, Err(PathFailure::Broken(why) | PathFailure::TimedOut(why)))) => {
+                    None => return Err(CallError::Unreachable { to: to.clone(), tried, sent }),
+                    Some((
+                        path,
+                        Err(
+                            failure @ (PathFailure::NotSent(_)
+                            | PathFailure::Broken(_)
+                            | PathFailure::TimedOut(_)),
+                        ),
+                    )) => {
+                        let (why, was_sent) = failure.in_words();
+                        sent |= was_sent;
                         tried.push(format!("{}: {why}", path.address()));
                         began.retain(|(other, _)| !Arc::ptr_eq(other, &path));
                         start_next = true;
@@ -241,9 +253,10 @@ fn ranked(paths: Vec<Arc<PeerPath>>) -> Vec<Arc<PeerPath>> {
 fn failed(to: &MemberId, path: &PeerPath, failure: PathFailure) -> CallError {
     match failure {
         PathFailure::Answered(error) => CallError::Answered { to: to.clone(), error },
-        PathFailure::Broken(why) | PathFailure::TimedOut(why) => CallError::Unreachable {
-            to: to.clone(),
-            tried: vec![format!("{}: {why}", path.address())],
-        },
+        other => {
+            let (why, sent) = other.in_words();
+            let tried = vec![format!("{}: {why}", path.address())];
+            CallError::Unreachable { to: to.clone(), tried, sent }
+        }
     }
 }

@@ -112,8 +112,9 @@ async fn all_paths_gone_says_so_of_each() {
     let (a, b) = (cluster.member("a"), cluster.member("b"));
     let peers = a.peers(&[&b]);
     let error = peers.call(b.name(), "echo", "x".into(), PATIENCE).await.unwrap_err();
-    let CallError::Unreachable { tried, .. } = &error else { panic!("{error}") };
+    let CallError::Unreachable { tried, sent, .. } = &error else { panic!("{error}") };
     assert_eq!(tried.len(), 2, "{error}");
+    assert!(!sent, "refused connections carry nothing");
     // It comes back: nothing remembers that it was gone.
     let _b = b.listen(&[0, 1]).await;
     assert_eq!(peers.call(b.name(), "echo", "x".into(), PATIENCE).await.unwrap(), "x");
@@ -185,6 +186,7 @@ async fn a_path_that_goes_silent_under_way_is_left_and_found_again() {
     }
     let error = peers.call_on(b.name(), 0, "echo", "x".into(), SHORT).await.unwrap_err();
     assert!(error.to_string().contains("no answer within"), "{error}");
+    assert!(matches!(error, CallError::Unreachable { sent: true, .. }), "it may have arrived");
     assert!(!peers.paths(b.name())[0].connected, "its connection is not used again");
 
     relay.frozen.store(false, Ordering::SeqCst);
@@ -246,11 +248,13 @@ async fn each_path_leaves_from_its_own_address() {
     let peers = a.peers(&[&b]);
     for path in [0, 1] {
         let listener = TcpListener::bind(b.address(path)).await.unwrap();
-        let (_, accepted) = tokio::join!(
+        let (failed, accepted) = tokio::join!(
             peers.call_on(b.name(), path, "echo", "x".into(), SHORT),
             listener.accept()
         );
         assert_eq!(accepted.unwrap().1.ip(), a.address(path).ip());
+        // Nobody spoke TLS there, so nothing can have been sent.
+        assert!(matches!(failed, Err(CallError::Unreachable { sent: false, .. })), "{failed:?}");
     }
     // An address that this machine does not have is no hindrance.
     let _b = b.listen(&[0, 1]).await;

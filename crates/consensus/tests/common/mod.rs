@@ -34,6 +34,8 @@ struct Switchboard {
     cut: BTreeSet<(NodeId, NodeId)>,
     /// Links that swallow the answers to proposals.
     mute: BTreeSet<(NodeId, NodeId)>,
+    /// So many answers to proposals are swallowed, whoever asks.
+    swallow: u64,
     proposals_handed_over: u64,
 }
 
@@ -62,7 +64,11 @@ impl Transport for End {
             if kind == CallKind::Propose {
                 board.proposals_handed_over += 1;
             }
-            let mute = kind == CallKind::Propose && board.mute.contains(&(from, to));
+            let mut mute = kind == CallKind::Propose && board.mute.contains(&(from, to));
+            if kind == CallKind::Propose && board.swallow > 0 {
+                board.swallow -= 1;
+                mute = true;
+            }
             (board.nodes.get(&to).cloned(), board.cut.contains(&(from, to)), mute)
         };
         if cut {
@@ -112,6 +118,11 @@ impl Net {
 
     pub fn mute_proposals(&self, from: NodeId, to: NodeId) {
         self.0.lock().unwrap().mute.insert((from, to));
+    }
+
+    /// The next `count` proposals that are handed over get no answer.
+    pub fn swallow_answers(&self, count: u64) {
+        self.0.lock().unwrap().swallow = count;
     }
 
     pub fn proposals_handed_over(&self) -> u64 {
