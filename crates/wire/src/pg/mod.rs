@@ -11,6 +11,8 @@
 //! | a client's message, decoded | [`frontend`]: `Frontend::decode(tag, body)`, [`Parse`], [`Bind`], [`BindNames`] |
 //! | a server's message, decoded | [`backend`]: `Backend::decode(tag, body)`, [`Fields`] of errors and notices |
 //! | messages made here | [`write`]: one function a message, appending to a `Vec<u8>` |
+//! | SCRAM-SHA-256(-PLUS), both ends; a client's key | [`scram`]: [`scram::Server`], [`scram::Client`], [`scram::Verifier`] |
+//! | md5 passwords | [`md5`] |
 //! | errors made here | [`error`]: [`ErrorResponse`] |
 
 pub mod backend;
@@ -18,8 +20,10 @@ pub mod error;
 pub mod first;
 pub mod frame;
 pub mod frontend;
+pub mod md5;
 mod read;
 pub mod scan;
+pub mod scram;
 pub mod write;
 
 pub use backend::{Authentication, Backend, Fields, Mechanisms, TransactionStatus};
