@@ -98,12 +98,12 @@ pub const KEYS: &[Key] = &[
     key(
         "election_min_ms",
         Unit::Milliseconds,
-        "Raft: the shortest election time-out. Not in effect yet: Raft uses the default.",
+        "Raft: the shortest election time-out. A change takes effect at once, without an election.",
     ),
     key(
         "election_max_ms",
         Unit::Milliseconds,
-        "Raft: the longest election time-out. Not in effect yet: Raft uses the default.",
+        "Raft: the longest election time-out, at most 1 minute. It bounds how long no change of the record is possible after its leader is lost.",
     ),
     key(
         "hang_ms",

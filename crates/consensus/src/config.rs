@@ -1,6 +1,6 @@
 //! Where the store is, and how fast an election goes.
 
-use sempre_model::NodeId;
+use sempre_model::{NodeId, Policy};
 use std::path::PathBuf;
 
 /// A heartbeat this frequent would keep the disk and the processor busy with nothing else.
@@ -52,6 +52,14 @@ impl ConsensusConfig {
             election_min_ms: 500,
             election_max_ms: 1000,
         }
+    }
+
+    /// The same with the election times of `policy`. Raft's heartbeat is not the policy's: it stays
+    /// as it is unless elections are so quick that followers must hear more often.
+    pub(crate) fn with_policy(&self, policy: &Policy) -> Self {
+        let Policy { election_min_ms, election_max_ms, .. } = *policy;
+        let heartbeat_ms = self.heartbeat_ms.min(election_min_ms / 2);
+        Self { heartbeat_ms, election_min_ms, election_max_ms, ..self.clone() }
     }
 
     /// Checks that the timings fit together.
@@ -163,6 +171,29 @@ mod tests {
         }
         let raft = config(200, 500, 1000).to_raft();
         assert!(raft.election_timeout_max * 2 + 200 <= 1000);
+    }
+
+    #[test]
+    fn every_valid_policy_is_taken() {
+        for (heartbeat_ms, election_min_ms, election_max_ms) in
+            [(150, 500, 1000), (20, 40, 41), (20, 59_999, 60_000), (5_000, 10_000, 10_001)]
+        {
+            let detect_ms = heartbeat_ms * 2;
+            let policy = Policy {
+                heartbeat_ms,
+                detect_ms,
+                path_detect_ms: detect_ms,
+                lease_ttl_ms: heartbeat_ms * 4 + 100,
+                election_min_ms,
+                election_max_ms,
+                ..Policy::default()
+            };
+            policy.validate().unwrap();
+            let ours = ConsensusConfig::new("x", 1).with_policy(&policy);
+            ours.validate().unwrap();
+            assert!(ours.heartbeat_ms <= 200 && ours.election_min_ms == election_min_ms);
+            ours.to_raft().validate().unwrap();
+        }
     }
 
     #[test]

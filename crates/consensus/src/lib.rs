@@ -43,6 +43,7 @@ mod once;
 mod propose;
 mod raft;
 mod repair;
+mod running;
 mod serve;
 #[cfg(feature = "simulation")]
 pub mod simulation;

@@ -171,6 +171,11 @@ impl RaftStateMachine<Types> for Machine {
         {
             let mut state = self.state();
             for entry in entries {
+                // A Raft that was stopped may still apply what the next one applies, too.
+                if Some(entry.log_id) <= state.applied {
+                    outcomes.push(Outcome { record: state.record.clone(), rejected: None });
+                    continue;
+                }
                 let mut rejected = None;
                 match entry.payload {
                     EntryPayload::Blank => {}

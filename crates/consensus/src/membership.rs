@@ -49,19 +49,18 @@ impl RaftConsensus {
             let standing = standing.borrow();
             standing.voters.contains(&node) || standing.learners.contains(&node)
         };
-        if known && self.leader() == Some(self.node) {
+        if known && self.standing().borrow().leader == Some(self.node) {
             return Ok(());
         }
-        change(
-            "a majority to add the learner",
-            self.raft.add_learner(node, EmptyNode::new(), false),
-        )
-        .await
+        let raft = self.running.current().await.raft;
+        change("a majority to add the learner", raft.add_learner(node, EmptyNode::new(), false))
+            .await
     }
 
     pub(crate) async fn forget_learner(&self, node: NodeId) -> Result<(), MembershipError> {
         let remove = ChangeMembers::RemoveNodes(BTreeSet::from([node]));
-        change("a majority to forget the learner", self.raft.change_membership(remove, false)).await
+        let raft = self.running.current().await.raft;
+        change("a majority to forget the learner", raft.change_membership(remove, false)).await
     }
 
     pub(crate) async fn replace_voters(
@@ -71,7 +70,8 @@ impl RaftConsensus {
         if voters.is_empty() {
             return Err(MembershipError::NoVoters);
         }
-        change("a majority to change the voters", self.raft.change_membership(voters, false)).await
+        let raft = self.running.current().await.raft;
+        change("a majority to change the voters", raft.change_membership(voters, false)).await
     }
 
     pub(crate) async fn wait_replicated(
@@ -80,7 +80,7 @@ impl RaftConsensus {
         within: Duration,
     ) -> Result<(), MembershipError> {
         let deadline = Instant::now() + within;
-        let mut metrics = self.raft.metrics();
+        let mut metrics = self.running.current().await.raft.metrics();
         let target = metrics.borrow().last_log_index;
         let over = metrics.wait_for(|m| {
             m.running_state.is_err()

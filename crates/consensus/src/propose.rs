@@ -42,20 +42,26 @@ fn left(deadline: Instant) -> Duration {
 impl RaftConsensus {
     /// The leader, once there is one.
     async fn await_leader(&self, deadline: Instant) -> Result<NodeId, ProposeError> {
-        let mut metrics = self.raft.metrics();
-        let known = timeout_at(
-            deadline,
-            metrics.wait_for(|m| m.current_leader.is_some() || m.running_state.is_err()),
-        )
-        .await;
-        match known {
-            Ok(Ok(metrics)) => match (&metrics.running_state, metrics.current_leader) {
-                (Err(error), _) => Err(ProposeError::Fault { what: error.to_string() }),
-                (Ok(()), Some(leader)) => Ok(leader),
-                (Ok(()), None) => Err(no_leader()),
-            },
-            Ok(Err(_)) => Err(ProposeError::Fault { what: "it was shut down".into() }),
-            Err(_) => Err(no_leader()),
+        loop {
+            let current = self.running.current().await;
+            let mut metrics = current.raft.metrics();
+            let known = timeout_at(
+                deadline,
+                metrics.wait_for(|m| m.current_leader.is_some() || m.running_state.is_err()),
+            )
+            .await;
+            let fault = match known {
+                Ok(Ok(metrics)) => match (&metrics.running_state, metrics.current_leader) {
+                    (Err(error), _) => error.to_string(),
+                    (Ok(()), Some(leader)) => return Ok(leader),
+                    (Ok(()), None) => return Err(no_leader()),
+                },
+                Ok(Err(_)) => "it was shut down".into(),
+                Err(_) => return Err(no_leader()),
+            };
+            if !self.running.replaced(&current) {
+                return Err(ProposeError::Fault { what: fault });
+            }
         }
     }
 

@@ -6,12 +6,10 @@ use crate::{
     check,
     config::ConsensusConfig,
     error::{FormError, MembershipError, OpenError, ProposeError, ServeError, StoreError},
-    log_store::LogStore,
     machine::Machine,
-    network::Network,
-    standing,
+    running::{KeeperHandle, Running},
     store::Store,
-    types::{Proposal, Raft},
+    types::Proposal,
     wire::COMMAND_BYTES_MAX,
 };
 use async_trait::async_trait;
@@ -27,7 +25,6 @@ use std::{
 };
 use tokio::{
     sync::watch,
-    task::JoinHandle,
     time::{Instant, sleep_until, timeout_at},
 };
 
@@ -37,13 +34,12 @@ const FORM_WITHIN: Duration = Duration::from_secs(10);
 /// The record behind embedded Raft, on disk.
 pub struct RaftConsensus {
     pub(crate) node: NodeId,
-    pub(crate) raft: Raft,
+    pub(crate) running: Arc<Running>,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) record: watch::Receiver<Arc<Record>>,
     pub(crate) applied: watch::Receiver<u64>,
     store: Arc<Store>,
-    standing: watch::Receiver<Standing>,
-    standing_task: JoinHandle<()>,
+    keeper: KeeperHandle,
 }
 
 /// What became of a command given to this node's Raft.
@@ -84,33 +80,15 @@ impl RaftConsensus {
         let store = Arc::new(store);
         let machine = Machine::new(store.clone(), content.snapshot);
         let (record, applied) = (machine.record(), machine.applied());
-        let network = Network {
-            node,
-            transport: transport.clone(),
-            pause: Duration::from_millis(config.heartbeat_ms),
-        };
-        let raft_config =
-            config.to_raft().validate().map_err(|error| OpenError::Start(error.to_string()))?;
-        let log = LogStore::new(store.clone());
-        let raft = match Raft::new(node, Arc::new(raft_config), network, log, machine).await {
-            Ok(raft) => raft,
-            Err(error) => {
+        let started = Running::start(config, transport.clone(), store.clone(), machine).await;
+        let (running, keeper) = match started {
+            Ok(started) => started,
+            Err(why) => {
                 let _ = off_thread(move || store.close()).await;
-                return Err(OpenError::Start(error.to_string()));
+                return Err(OpenError::Start(why));
             }
         };
-        // Raft reports its metrics before it serves its first request; without this the standing
-        // would begin as that of a node that knows nobody.
-        if let Err(error) = raft.with_raft_state(|_| ()).await {
-            let _ = off_thread(move || store.close()).await;
-            return Err(OpenError::Start(error.to_string()));
-        }
-        let (standing, standing_task) = standing::follow(raft.metrics());
-        Ok(Self { node, raft, transport, record, applied, store, standing, standing_task })
-    }
-
-    pub(crate) fn leader(&self) -> Option<NodeId> {
-        self.raft.metrics().borrow().current_leader
+        Ok(Self { node, running, keeper, transport, record, applied, store })
     }
 
     /// Gives a command to this node's Raft.
@@ -126,7 +104,8 @@ impl RaftConsensus {
             Err(error) => return not_now(error.to_string()),
         }
         let mark = proposal.mark();
-        let written = timeout_at(deadline, self.raft.client_write(proposal)).await;
+        let current = self.running.current().await;
+        let written = timeout_at(deadline, current.raft.client_write(proposal)).await;
         let appended = mark.load(Ordering::SeqCst);
         match written {
             Ok(Ok(response)) => match response.data.rejected {
@@ -136,7 +115,12 @@ impl RaftConsensus {
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) if !appended => {
                 Taken::NotLeader
             }
-            Ok(Err(RaftError::Fatal(error))) if !appended => Taken::Fault(error.to_string()),
+            Ok(Err(RaftError::Fatal(error))) if !appended => {
+                match self.running.replaced(&current) {
+                    true => Taken::NotLeader,
+                    false => Taken::Fault(error.to_string()),
+                }
+            }
             Ok(Err(error)) => Taken::Unknown(format!("the leader lost its office: {error}")),
             Err(_) => Taken::Unknown("no majority confirmed it in time".into()),
         }
@@ -144,12 +128,14 @@ impl RaftConsensus {
 
     /// Asks a majority whether this node is the leader; answers where a reader must have come to.
     pub(crate) async fn bar(&self, deadline: Instant) -> Barred {
-        match timeout_at(deadline, self.raft.get_read_log_id()).await {
+        let current = self.running.current().await;
+        match timeout_at(deadline, current.raft.get_read_log_id()).await {
             Ok(Ok((read, _))) => Barred::ReadAt(read.index().unwrap_or(0)),
             Ok(Err(RaftError::APIError(
                 CheckIsLeaderError::ForwardToLeader(_) | CheckIsLeaderError::QuorumNotEnough(_),
             )))
             | Err(_) => Barred::Unconfirmed,
+            Ok(Err(RaftError::Fatal(_))) if self.running.replaced(&current) => Barred::Unconfirmed,
             Ok(Err(RaftError::Fatal(error))) => Barred::Fault(error.to_string()),
         }
     }
@@ -170,7 +156,7 @@ impl Consensus for RaftConsensus {
     }
 
     fn standing(&self) -> watch::Receiver<Standing> {
-        self.standing.clone()
+        self.running.standing()
     }
 
     async fn propose(&self, command: Command) -> Result<Arc<Record>, ProposeError> {
@@ -182,12 +168,12 @@ impl Consensus for RaftConsensus {
     }
 
     async fn form(&self) -> Result<(), FormError> {
-        match self.raft.initialize(BTreeSet::from([self.node])).await {
+        match self.running.current().await.raft.initialize(BTreeSet::from([self.node])).await {
             Ok(()) => {}
             Err(RaftError::APIError(
                 InitializeError::NotAllowed(_) | InitializeError::NotInMembers(_),
             )) => {
-                let voters = self.standing.borrow().voters.iter().copied().collect();
+                let voters = self.standing().borrow().voters.iter().copied().collect();
                 return Err(FormError::AlreadyFormed { voters });
             }
             Err(RaftError::Fatal(error)) => return Err(Self::fault(error)),
@@ -246,10 +232,11 @@ impl Consensus for RaftConsensus {
     }
 
     async fn shutdown(&self) {
-        if let Err(error) = self.raft.shutdown().await {
+        if let Err(error) = self.running.current().await.raft.shutdown().await {
             tracing::warn!(%error, "consensus did not stop cleanly");
         }
-        self.standing_task.abort();
+        // It must not make another one meanwhile.
+        self.keeper.abort();
         let store = self.store.clone();
         if let Err(error) = off_thread(move || store.close()).await {
             tracing::warn!(%error, "the store did not close cleanly");

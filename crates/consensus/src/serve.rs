@@ -52,7 +52,8 @@ impl RaftConsensus {
             CallKind::Vote => {
                 let ask: AskVote = self.read_call(kind, body)?;
                 let request = VoteRequest::new(ask.vote.into(), ask.last.map(Into::into));
-                let answer = self.raft.vote(request).await.map_err(fault)?;
+                let answer =
+                    self.running.current().await.raft.vote(request).await.map_err(fault)?;
                 let answer = VoteAnswer {
                     vote: answer.vote.into(),
                     granted: answer.vote_granted,
@@ -63,8 +64,8 @@ impl RaftConsensus {
             CallKind::InstallSnapshot => {
                 let install: Install = self.read_call(kind, body)?;
                 let snapshot = machine::to_raft(&install.snapshot).map_err(fault)?;
-                let answer = self
-                    .raft
+                let raft = self.running.current().await.raft;
+                let answer = raft
                     .install_full_snapshot(install.vote.into(), snapshot)
                     .await
                     .map_err(fault)?;
@@ -102,7 +103,8 @@ impl RaftConsensus {
             entries: append.entries.into_iter().map(Entry::from).collect(),
             leader_commit: append.committed.map(Into::into),
         };
-        let answer = self.raft.append_entries(request).await.map_err(fault)?;
+        let answer =
+            self.running.current().await.raft.append_entries(request).await.map_err(fault)?;
         Ok(match answer {
             AppendEntriesResponse::Success => AppendAnswer::Success,
             AppendEntriesResponse::PartialSuccess(upto) => {

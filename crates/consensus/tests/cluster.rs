@@ -8,8 +8,10 @@ use sempre_consensus::{
     CallKind, Consensus, FormError, MembershipError, ProposeError, RaftConsensus, ServeError,
 };
 use sempre_model::{
-    Command, Generation, MemberId, Rejected,
+    Command, Generation, Member, MemberId, MemberKind, Policy, Rejected,
     command::{Change, Refusal},
+    member::Ports,
+    record::Secrets,
 };
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
@@ -404,4 +406,66 @@ async fn after_shutdown_every_answer_is_quick_and_clear() {
     };
     timeout(PATIENCE, all).await.unwrap();
     assert_eq!(member.promised(), Generation(0));
+}
+
+/// Makes the record a cluster's, with a policy of its own.
+fn init(policy: Policy) -> Command {
+    let secrets = Secrets { admin: "a".into(), replication: "r".into(), rest: "t".into() };
+    let cluster = sempre_model::record::Cluster {
+        name: "test".into(),
+        id: "id".into(),
+        system_identifier: None,
+        major_version: None,
+        ca_certificate: String::new(),
+        ca_key: String::new(),
+        secrets,
+    };
+    let member = Member {
+        name: MemberId::new("a").unwrap(),
+        node: 1,
+        kind: MemberKind::Data,
+        paths: vec![],
+        ports: Ports::default(),
+        zone: None,
+        tags: Default::default(),
+        own_certificate: false,
+    };
+    let (cluster, policy, member) = (Box::new(cluster), Box::new(policy), Box::new(member));
+    Command { at_unix_ms: 1, change: Change::Init { cluster, policy, member } }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_election_times_are_the_policys_at_open_and_on_change() {
+    let (cluster, members) = Cluster::with_voters(3).await;
+    let old = leader(&members).await;
+    let term = old.standing().borrow().term;
+    // Quick at first: the members start anew, nobody loses an office, and proposals go through.
+    let quick = Policy { election_min_ms: 400, election_max_ms: 800, ..Policy::default() };
+    old.propose(init(quick)).await.unwrap();
+    let change = |policy: Policy| Command {
+        at_unix_ms: 2,
+        change: Change::SetPolicy { policy: Box::new(policy), expect_version: None },
+    };
+    for (n, member) in members.iter().enumerate() {
+        let max = 6_000 + n as u64;
+        let slow = Policy { election_min_ms: 4_000, election_max_ms: max, ..Policy::default() };
+        member.propose(change(slow)).await.unwrap();
+        assert_eq!(get(&member.propose(set("k", max)).await.unwrap(), "k"), Some(max));
+    }
+    assert_eq!(leader(&members).await.node(), old.node());
+    assert_eq!(old.standing().borrow().term, term, "no election");
+
+    // One was opened anew with quick times of its own: the policy's count.
+    let rest = others(&members, &old);
+    let again = rest[0].node();
+    cluster.stop(rest[0].clone()).await;
+    let rest = vec![cluster.start(again).await, rest[1].clone()];
+    let newest = old.record().borrow().version;
+    record(&rest[0], "catches up", |r| r.version == newest).await;
+    let stopped = Instant::now();
+    cluster.stop(old).await;
+    leader(&rest).await;
+    let waited = stopped.elapsed();
+    assert!(waited > Duration::from_millis(2_500), "a new leader after {waited:?}");
+    cluster.stop_all(rest).await;
 }

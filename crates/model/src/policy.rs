@@ -153,7 +153,7 @@ pub enum PolicyError {
 impl Policy {
     /// Checks that the values fit together. Every change goes through here as a whole.
     pub fn validate(&self) -> Result<(), PolicyError> {
-        let rules: [(bool, String); 12] = [
+        let rules: [(bool, String); 13] = [
             (self.heartbeat_ms >= 20, "heartbeat_ms must be at least 20".into()),
             (
                 self.detect_ms >= 2 * self.heartbeat_ms,
@@ -196,6 +196,7 @@ impl Policy {
                     self.election_max_ms, self.election_min_ms
                 ),
             ),
+            (self.election_max_ms <= 60_000, "election_max_ms must be at most 60000 (1 minute)".into()),
             (self.clock_drift_ppm <= 100_000, "clock_drift_ppm must be at most 100000 (10 %)".into()),
             (self.hang_ms >= 500, "hang_ms must be at least 500".into()),
             (

@@ -1,0 +1,203 @@
+//! Raft as it runs now. Its times are fixed when it is made, so a change of the election times in
+//! the policy stops it and makes it anew on the same store: milliseconds, and a leader goes on as
+//! leader of the same term.
+
+use crate::{
+    api::{Standing, Transport},
+    config::ConsensusConfig,
+    log_store::LogStore,
+    machine::Machine,
+    network::Network,
+    standing::standing_of,
+    store::Store,
+    types::{Raft, Types},
+};
+use openraft::{AsyncRuntime, RaftTypeConfig};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::watch;
+
+/// All that Raft is made of, and the Raft there is.
+pub(crate) struct Running {
+    config: ConsensusConfig,
+    transport: Arc<dyn Transport>,
+    store: Arc<Store>,
+    machine: Machine,
+    now: watch::Sender<Now>,
+    standing: watch::Sender<Standing>,
+}
+
+/// Which Raft it is.
+#[derive(Clone, Default)]
+struct Now {
+    /// Counts up each time it is made anew.
+    made: u64,
+    /// None while it is being made.
+    raft: Option<Raft>,
+}
+
+/// A Raft, and which one of them.
+#[derive(Clone)]
+pub(crate) struct Current {
+    pub raft: Raft,
+    made: u64,
+}
+
+impl Running {
+    /// Makes the first, and a task that keeps the standing and the times up to date. The error says
+    /// why Raft would not start.
+    pub async fn start(
+        config: ConsensusConfig,
+        transport: Arc<dyn Transport>,
+        store: Arc<Store>,
+        machine: Machine,
+    ) -> Result<(Arc<Self>, KeeperHandle), String> {
+        let running = Arc::new(Self {
+            config,
+            transport,
+            store,
+            machine,
+            now: watch::Sender::default(),
+            standing: watch::Sender::default(),
+        });
+        let config = running.wished();
+        let raft = running.make(&config).await?;
+        running.standing.send_replace(standing_of(&raft.metrics().borrow()));
+        running.now.send_replace(Now { made: 1, raft: Some(raft) });
+        let keeper = running.clone();
+        let task = <Types as RaftTypeConfig>::AsyncRuntime::spawn(async move {
+            keeper.keeping(config).await;
+        });
+        Ok((running, task))
+    }
+
+    /// Where this node stands.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// The Raft there is; waits while one is being made.
+    pub async fn current(&self) -> Current {
+        let mut now = self.now.subscribe();
+        loop {
+            let Now { made, raft } = now.borrow_and_update().clone();
+            if let Some(raft) = raft {
+                return Current { raft, made };
+            }
+            // The sender is this struct itself.
+            let _ = now.changed().await;
+        }
+    }
+
+    /// Is this one stopped because another takes its place?
+    pub fn replaced(&self, old: &Current) -> bool {
+        self.now.borrow().made != old.made
+    }
+
+    /// The configuration with the times of the record's policy. An empty record has a policy that
+    /// nobody chose.
+    fn wished(&self) -> ConsensusConfig {
+        let record = self.machine.record();
+        let record = record.borrow();
+        let wished = self.config.with_policy(&record.policy);
+        match record.cluster.is_some() && wished.validate().is_ok() {
+            true => wished,
+            false => self.config.clone(),
+        }
+    }
+
+    async fn make(&self, config: &ConsensusConfig) -> Result<Raft, String> {
+        let node = self.config.node;
+        let network = Network {
+            node,
+            transport: self.transport.clone(),
+            pause: Duration::from_millis(config.heartbeat_ms),
+        };
+        let config = config.to_raft().validate().map_err(|error| error.to_string())?;
+        let log = LogStore::new(self.store.clone());
+        let raft = Raft::new(node, Arc::new(config), network, log, self.machine.clone())
+            .await
+            .map_err(|error| error.to_string())?;
+        // Raft reports its metrics before it serves its first request; without this the standing
+        // would begin as that of a node that knows nobody.
+        raft.with_raft_state(|_| ()).await.map_err(|error| error.to_string())?;
+        Ok(raft)
+    }
+
+    /// Keeps the standing up to date, and Raft's times those of the policy, until Raft ends.
+    async fn keeping(&self, made_with: ConsensusConfig) {
+        let mut record = self.machine.record();
+        let mut in_force = made_with;
+        let mut metrics = self.current().await.raft.metrics();
+        // What was applied while Raft started is looked at as well.
+        record.mark_changed();
+        metrics.mark_changed();
+        loop {
+            tokio::select! {
+                biased;
+                changed = metrics.changed() => {
+                    if changed.is_err() {
+                        self.show_fault("it was shut down");
+                        return;
+                    }
+                    let now = standing_of(&metrics.borrow_and_update());
+                    self.standing.send_if_modified(|shown| {
+                        let changed = *shown != now;
+                        *shown = now;
+                        changed
+                    });
+                }
+                Ok(()) = record.changed() => {
+                    record.mark_unchanged();
+                    let wished = self.wished();
+                    if wished == in_force {
+                        continue;
+                    }
+                    tracing::info!(
+                        election_min_ms = wished.election_min_ms,
+                        election_max_ms = wished.election_max_ms,
+                        "the election times changed: Raft starts anew"
+                    );
+                    let replaced = self.replace(&wished).await;
+                    in_force = wished;
+                    if let Err(why) = replaced {
+                        tracing::error!(why, "Raft did not start with the new election times");
+                        self.show_fault(&why);
+                        return;
+                    }
+                    metrics = self.current().await.raft.metrics();
+                    metrics.mark_changed();
+                }
+            }
+        }
+    }
+
+    /// Stops Raft and makes it anew.
+    async fn replace(&self, config: &ConsensusConfig) -> Result<(), String> {
+        let Current { raft: old, made } = self.current().await;
+        self.now.send_replace(Now { made: made + 1, raft: None });
+        let stopped = old.shutdown().await.map_err(|error| error.to_string());
+        let made_anew = match stopped {
+            Ok(()) => self.make(config).await,
+            Err(why) => Err(why),
+        };
+        let (raft, outcome) = match made_anew {
+            Ok(raft) => (raft, Ok(())),
+            // Whoever asks it is told that it has stopped.
+            Err(why) => (old, Err(why)),
+        };
+        self.now.send_replace(Now { made: made + 1, raft: Some(raft) });
+        outcome
+    }
+
+    fn show_fault(&self, what: &str) {
+        self.standing.send_if_modified(|shown| {
+            let first = shown.fault.is_none();
+            shown.fault.get_or_insert_with(|| what.to_owned());
+            first
+        });
+    }
+}
+
+/// The task that keeps it.
+pub(crate) type KeeperHandle =
+    <<Types as RaftTypeConfig>::AsyncRuntime as AsyncRuntime>::JoinHandle<()>;
