@@ -17,13 +17,17 @@ use sempre_decide::member::{DataDir, Step};
 use sempre_guard::{GuardClient, GuardError, Lease, StartRequest};
 use sempre_model::{Generation, Lsn, MemberId, Record, command::Change, record::Fenced};
 use sempre_postgres::{
-    self as postgres, Installation, Instance, Layout, ServerRole, Session, Settings, Upstream,
+    self as postgres, Encryption, Installation, Instance, Layout, ServerRole, Session, Settings,
+    Upstream,
 };
 use std::{
     collections::BTreeMap,
     future::Future,
     path::PathBuf,
-    sync::{Arc, Mutex, RwLock},
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::mpsc;
@@ -144,7 +148,8 @@ pub struct Executor {
     pub(crate) instance: Instance,
     record: RwLock<Arc<Record>>,
     upstream_host: Mutex<Option<String>>,
-    running: std::sync::atomic::AtomicBool,
+    running: AtomicBool,
+    own_certificate: AtomicBool,
 }
 
 /// All that one job works with.
@@ -188,6 +193,7 @@ impl Executor {
                 log_file: dir.log().join("postgresql.log"),
             },
             base: postgres::Base {
+                tls_dir: dir.tls(),
                 config_file: config.postgres.config_file.clone(),
                 hba_file: config.postgres.hba_file.clone(),
                 ident_file: None,
@@ -210,6 +216,7 @@ impl Executor {
             running: false.into(),
         })
     }
+            own_certificate: false.into(),
 
     /// The newest record.
     pub fn set_record(&self, record: Arc<Record>) {
@@ -223,7 +230,7 @@ impl Executor {
 
     /// Whether the guard has a database.
     pub fn set_running(&self, running: bool) {
-        self.running.store(running, std::sync::atomic::Ordering::Release);
+        self.running.store(running, Ordering::Release);
     }
 
     /// The upstream's address that stands first in the configuration.
@@ -233,6 +240,23 @@ impl Executor {
 
     /// PostgreSQL's own last words.
     pub fn log_tail(&self) -> String {
+    /// Whether the database shows a certificate of the administrator's, as last looked at.
+    pub fn own_certificate(&self) -> bool {
+        self.own_certificate.load(Ordering::Acquire)
+    }
+
+    /// Looks whether the server's own configuration turns TLS on: at the start, and when the data
+    /// directory (which may hold that configuration) has become another one.
+    pub async fn look_at_certificate(&self) {
+        match self.instance.own_certificate().await {
+            Ok(own) => self.own_certificate.store(own, Ordering::Release),
+            Err(error) => tracing::warn!(
+                %error,
+                "it is not known whether the server has a certificate of its own; it gets the cluster's"
+            ),
+        }
+    }
+
         self.instance.tail_log(LOG_LINES).join(" / ")
     }
 
@@ -351,6 +375,18 @@ impl JobContext {
             .cloned()
             .unwrap_or_else(|| known.paths.iter().map(|p| p.host.clone()).collect());
         Ok(Upstream {
+/// The administrator's own certificate counts, be it of one member or of all.
+fn encryption_of(record: &Record, own_certificate: bool) -> Encryption {
+    let is_set = |name: &str| record.parameters.contains_key(name);
+    if own_certificate || is_set("ssl_cert_file") || is_set("ssl_key_file") {
+        Encryption::Own
+    } else if is_set("ssl_ca_file") || is_set("ssl_crl_file") || is_set("ssl_crl_dir") {
+        Encryption::ServerOnly
+    } else {
+        Encryption::Mutual
+    }
+}
+
             member: member.clone(),
             hosts,
             port: known.ports.database,
@@ -370,9 +406,20 @@ impl JobContext {
         let host = upstream.as_ref().and_then(|u| u.hosts.first().cloned());
         let settings = Settings {
             role,
+            encryption: self.encryption(known),
             upstream,
             sync: next.sync.clone(),
             durability: policy.durability,
+    /// How another member's server is known, by what the record says of it.
+    fn encryption(&self, member: &sempre_model::Member) -> Encryption {
+        encryption_of(&self.record, member.own_certificate)
+    }
+
+    /// What this member's server shows and asks for.
+    fn own_encryption(&self) -> Encryption {
+        encryption_of(&self.record, self.executor.own_certificate())
+    }
+
             sync_order: order.iter().map(|m| m.name.clone()).collect(),
             admitted: next.admitted || role == ServerRole::Standby,
             parameters: self.record.parameters.clone(),
@@ -394,6 +441,7 @@ impl JobContext {
 
     pub(crate) async fn start(&self, lease: Option<Lease>) -> Result<()> {
         let command = self.instance().start_command();
+            encryption: self.own_encryption(),
         let request = StartRequest {
             program: command.program,
             args: command.args,

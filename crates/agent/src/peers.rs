@@ -1,6 +1,7 @@
 //! The agent's side of the peer network: what others may call here, and how consensus calls them.
 
 use crate::{
+    certificate::certificate_addresses,
     clock,
     hello::{Answer, HELLO, Hello},
     looper::{Event, Shown},
@@ -141,7 +142,10 @@ impl Handler for PeerHandler {
             (RENEW, Caller::Member(name)) => {
                 let RenewRequest { request } = read(&body)?;
                 let record = consensus.record().borrow().clone();
-                write(&sign(&record, &name, &request)?)
+                let member = record
+                    .member(&name)
+                    .ok_or_else(|| RpcError::Busy(format!("{name} is not known here yet")))?;
+                write(&sign(&record, member, &request)?)
             }
             (REENTER, Caller::Member(name)) => self.reenter(&**consensus, name).await,
             (method, _) => {
@@ -191,7 +195,7 @@ impl PeerHandler {
             record.cluster.as_ref().ok_or_else(|| RpcError::Busy("not initialised".into()))?;
         let mut member = join.member;
         member.node = record.next_node();
-        let certificate = sign(&record, &member.name, &join.request)?;
+        let certificate = sign(&record, &member, &join.request)?;
         let (node, ca_certificate, cluster_id) =
             (member.node, cluster.ca_certificate.clone(), cluster.id.clone());
         let change =
@@ -229,11 +233,14 @@ pub fn holds(shown: &Shown, generation: Generation) -> bool {
             .is_some_and(|d| d.admitted && d.generation == generation)
 }
 
-fn sign(record: &Record, name: &MemberId, request: &str) -> Result<String, RpcError> {
+fn sign(record: &Record, member: &Member, request: &str) -> Result<String, RpcError> {
     let cluster =
         record.cluster.as_ref().ok_or_else(|| RpcError::Busy("not initialised".into()))?;
     Authority::from_pem(&cluster.ca_certificate, &cluster.ca_key)
-        .and_then(|authority| authority.sign(request, name, MEMBER_LIFETIME))
+        .and_then(|authority| {
+            let addresses = certificate_addresses(member);
+            authority.sign_for(request, &member.name, &addresses, MEMBER_LIFETIME)
+        })
         .map_err(|e| RpcError::BadRequest(e.to_string()))
 }
 

@@ -3,7 +3,7 @@
 use crate::state::State;
 use sempre_decide::Millis;
 use sempre_model::{
-    Member, MemberId, MemberKind,
+    Member, MemberId, MemberKind, Record,
     observation::{Database, ProcessState, Role},
     record::Phase,
 };
@@ -28,7 +28,11 @@ pub fn table(state: &State, hosts: &BTreeMap<MemberId, Vec<String>>, now: Millis
     let mut table = Table {
         generation: record.generation,
         cut_below: record.generation,
-        limits: Limits::from(&record.policy),
+        limits: Limits {
+            // An administrator who gave the databases a certificate wants clients to use it.
+            client_tls: record.policy.client_tls || own_certificates(record),
+            ..Limits::from(&record.policy)
+        },
         ..Table::default()
     };
     let primary = record.primary.as_ref().and_then(|p| record.member(p));
@@ -74,6 +78,11 @@ pub fn table(state: &State, hosts: &BTreeMap<MemberId, Vec<String>>, now: Millis
         }
     }
     table
+}
+
+fn own_certificates(record: &Record) -> bool {
+    record.parameters.contains_key("ssl_cert_file")
+        || record.data_members().any(|member| member.own_certificate)
 }
 
 fn database(state: &State, member: &MemberId, now: Millis) -> Option<Database> {

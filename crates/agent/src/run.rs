@@ -1,14 +1,16 @@
 //! The daemon: puts the parts together, runs the loop, stops in order.
 
 use crate::{
-    Config, clock,
+    Config,
+    certificate::{Renewal, certificate_addresses},
+    clock,
     database::Watcher,
     disk,
     executor::Executor,
     looper::{EVENTS_MAX, Looper, Shown},
     member_dir::{MemberDir, Who},
     membership::Duty,
-    peers::{PeerHandler, PeerTransport, REENTER, RENEW, ReenterAnswer, RenewRequest},
+    peers::{PeerHandler, PeerTransport, REENTER, ReenterAnswer},
     service::{PeerVerifier, Service},
     state::State,
 };
@@ -16,19 +18,17 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use sempre_consensus::{Consensus, ConsensusConfig, OpenError, RaftConsensus};
 use sempre_guard::{GuardClient, SpawnBinary};
-use sempre_model::{Command, MemberId, MemberKind, Record, command::Change};
-use sempre_net::{Handler, Identity, PeerServer, Peers, create_request};
+use sempre_model::{Command, Member, MemberId, MemberKind, Record, command::Change};
+use sempre_net::{Handler, Identity, PeerServer, Peers};
 use sempre_route::{Mode, Router, Table};
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, ToSocketAddrs},
     sync::{Arc, Mutex, OnceLock, RwLock},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::sync::{mpsc, watch};
 
-/// How often the certificate's age is looked at.
-const RENEWAL_CHECK: Duration = Duration::from_secs(3_600);
 /// How long a member whose record was lost asks the others to be let in again.
 const REENTER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -96,6 +96,7 @@ pub async fn run(
     // What runs may have been configured by an older agent.
     state.settings_differ = true;
     if config.kind == MemberKind::Data {
+        executor.look_at_certificate().await;
         let (data, identifier, clean_end) = executor.inspect().await;
         state.data = data;
         state.system_identifier = identifier;
@@ -128,8 +129,15 @@ pub async fn run(
 
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(keep_nodes(consensus.record(), transport.clone(), dir.clone()));
-    tasks.spawn(keep_certificate(identity.clone(), dir.clone(), peers.clone(), consensus.clone()));
-    tasks.spawn(announce(config.clone(), consensus.clone()));
+    let renewal = Renewal {
+        identity: identity.clone(),
+        dir: dir.clone(),
+        peers: peers.clone(),
+        consensus: consensus.clone(),
+        addresses: certificate_addresses(&config.member(who.node)),
+    };
+    tasks.spawn(renewal.keep(events_in.clone()));
+    tasks.spawn(announce(config.clone(), executor.own_certificate(), consensus.clone()));
     if config.kind == MemberKind::Data {
         let (hang_in, hang) = watch::channel(record.policy.hang_ms);
         tasks.spawn(keep_hang_ms(consensus.record(), hang_in));
@@ -270,12 +278,12 @@ async fn keep_hang_ms(mut record: watch::Receiver<Arc<Record>>, hang: watch::Sen
 
 /// The config file may name new addresses, ports or tags: the record is told, once it is known
 /// that they differ.
-async fn announce(config: Config, consensus: Arc<dyn Consensus>) {
+async fn announce(config: Config, own_certificate: bool, consensus: Arc<dyn Consensus>) {
     let mut record = consensus.record();
     loop {
         let known = record.borrow_and_update().member(&config.name).cloned();
         if let Some(known) = known {
-            let wished = config.member(known.node);
+            let wished = Member { own_certificate, ..config.member(known.node) };
             if wished == known {
                 return;
             }
@@ -292,52 +300,6 @@ async fn announce(config: Config, consensus: Arc<dyn Consensus>) {
             return;
         }
     }
-}
-
-/// Renews the certificate in the last third of its life.
-async fn keep_certificate(
-    identity: Arc<Identity>,
-    dir: MemberDir,
-    peers: Arc<Peers>,
-    consensus: Arc<dyn Consensus>,
-) {
-    loop {
-        if identity.due_for_renewal(SystemTime::now())
-            && let Err(error) = renew(&identity, &dir, &peers, &*consensus).await
-        {
-            tracing::warn!(%error, "the certificate could not be renewed yet");
-        }
-        tokio::time::sleep(RENEWAL_CHECK).await;
-    }
-}
-
-async fn renew(
-    identity: &Identity,
-    dir: &MemberDir,
-    peers: &Peers,
-    consensus: &dyn Consensus,
-) -> Result<()> {
-    let me = identity.member().clone();
-    let (key, request) = create_request(&me)?;
-    let record = consensus.record().borrow().clone();
-    let certificate = match &record.cluster {
-        // Every member holds the authority's key, so it can help itself.
-        Some(cluster) => {
-            let authority =
-                sempre_net::Authority::from_pem(&cluster.ca_certificate, &cluster.ca_key)?;
-            authority.sign(&request, &me, sempre_net::MEMBER_LIFETIME)?
-        }
-        None => {
-            let other = record.members.keys().find(|m| **m != me).context("no other member")?;
-            let body = serde_json::to_vec(&RenewRequest { request })?;
-            let bytes = peers.call(other, RENEW, body.into(), REENTER_WITHIN).await?;
-            serde_json::from_slice(&bytes)?
-        }
-    };
-    identity.swap(&key, &certificate)?;
-    identity.save(&dir.tls())?;
-    tracing::info!("certificate renewed");
-    Ok(())
 }
 
 /// Each routed session needs two descriptors: as many as the system allows.

@@ -1,7 +1,9 @@
 //! `init` and `join`: what happens once in a member's life, before its daemon runs.
 
 use crate::{
-    Config, clock,
+    Config,
+    certificate::certificate_addresses,
+    clock,
     member_dir::{MemberDir, Who},
     peers::{JoinAnswer, JoinRequest},
 };
@@ -39,7 +41,9 @@ pub async fn init(config: &Config, cluster: &str, policy: Policy) -> Result<Secr
     // Part of host names in certificates, so hexadecimal.
     let id: String = (0..8).map(|_| format!("{:02x}", rand::random::<u8>())).collect();
     let authority = Authority::new(cluster, &id)?;
-    Identity::issue(&authority, &config.name, MEMBER_LIFETIME)?.save(&dir.tls())?;
+    let member = config.member(1);
+    let addresses = certificate_addresses(&member);
+    Identity::issue_for(&authority, &config.name, &addresses, MEMBER_LIFETIME)?.save(&dir.tls())?;
     let consensus =
         RaftConsensus::open(ConsensusConfig::new(dir.record(), 1), Arc::new(Alone)).await?;
     consensus.form().await?;
@@ -55,7 +59,7 @@ pub async fn init(config: &Config, cluster: &str, policy: Policy) -> Result<Secr
             secrets: secrets.clone(),
         }),
         policy: Box::new(policy),
-        member: Box::new(config.member(1)),
+        member: Box::new(member),
     };
     consensus.propose(Command { at_unix_ms: clock::now_unix_ms(), change }).await?;
     consensus.shutdown().await;

@@ -84,7 +84,7 @@ impl Instance {
         files::write_atomically(&self.tool_pass_file(), &source.pass_lines())?;
         // No member's name has a colon: nobody takes this connection for the standby itself.
         let name = format!("{}:clone", self.me);
-        let conninfo = source.conninfo(&name, &self.tool_pass_file(), None);
+        let conninfo = source.conninfo(self, &name, &self.tool_pass_file(), None);
         let mut tool = command::command(&self.installation.program("pg_basebackup"));
         tool.arg("-D").arg(work).arg("-d").arg(conninfo);
         tool.args(["--wal-method=stream", "--checkpoint=fast", "--progress", "--no-password"]);

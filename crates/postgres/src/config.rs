@@ -1,7 +1,7 @@
 //! Writes the server's configuration.
 
 use crate::{
-    DataDir, Instance, Result, Settings,
+    DataDir, Encryption, Instance, Result, Settings, encryption,
     files::{remove_file, write_atomically},
     hba,
     parameters::{FLOORED, check_parameter, is_managed},
@@ -47,6 +47,7 @@ impl Instance {
             check_parameter(name, value)?;
         }
         self.prepare_dirs()?;
+        self.check_key(settings.encryption)?;
         let passwords = settings.upstream.as_ref().map(|u| u.pass_lines()).unwrap_or_default();
         let passwords = write_atomically(&self.pass_file(), &passwords)?;
 
@@ -57,10 +58,10 @@ impl Instance {
         let ident = self.ident_file()?;
         let base = self.user_file(&self.base.config_file, "postgresql.conf");
         let config = settings.render(self, base.as_deref(), &ident, &floors);
-        let hba = hba::render(self.client_lines(settings)?.as_deref());
+        let hba = hba::render(self.client_lines(settings)?.as_deref(), settings.encryption);
         let hba = write_atomically(&self.hba_file(), &hba)?;
         let config = write_atomically(&self.config_file(), &config)?;
-        let removed = self.clean_auto_conf()?;
+        let removed = self.clean_auto_conf(settings.encryption)?;
         Ok(Changed { config, hba, passwords, removed })
     }
 
@@ -96,10 +97,10 @@ impl Instance {
     }
 
     /// Takes managed parameters out of `postgresql.auto.conf`.
-    fn clean_auto_conf(&self) -> Result<Vec<String>> {
+    fn clean_auto_conf(&self, encryption: Encryption) -> Result<Vec<String>> {
         let file = self.layout.data_dir.join("postgresql.auto.conf");
         let Ok(text) = fs::read_to_string(&file) else { return Ok(Vec::new()) };
-        let (kept, removed) = split_auto_conf(&text);
+        let (kept, removed) = split_auto_conf(&text, encryption);
         if !removed.is_empty() {
             tracing::warn!(
                 parameters = removed.join(", "),
@@ -127,13 +128,15 @@ impl Instance {
 }
 
 /// The lines that may stay, and the names of those that may not.
-fn split_auto_conf(text: &str) -> (String, Vec<String>) {
+fn split_auto_conf(text: &str, encryption: Encryption) -> (String, Vec<String>) {
     let mut kept = String::with_capacity(text.len());
     let mut removed = Vec::new();
     for line in text.lines() {
         let end = line.find(|c: char| c == '=' || c.is_whitespace()).unwrap_or(line.len());
         let name = line[..end].to_ascii_lowercase();
-        if is_managed(&name) || FLOORED.contains(&name.as_str()) {
+        let encrypts = matches!(encryption, Encryption::Mutual | Encryption::ServerOnly)
+            && encryption::PARAMETERS.contains(&name.as_str());
+        if is_managed(&name) || FLOORED.contains(&name.as_str()) || encrypts {
             removed.push(name);
         } else {
             kept.push_str(line);
@@ -151,8 +154,11 @@ mod tests {
     fn only_managed_lines_leave_auto_conf() {
         let text =
             "# Do not edit\nwork_mem = '8MB'\nprimary_conninfo = 'host=x'\nwal_level='minimal'\n";
-        let (kept, removed) = split_auto_conf(text);
+        let (kept, removed) = split_auto_conf(text, Encryption::Off);
         assert_eq!(kept, "# Do not edit\nwork_mem = '8MB'\n");
         assert_eq!(removed, ["primary_conninfo", "wal_level"]);
+        for (encryption, left) in [(Encryption::Own, 1), (Encryption::Mutual, 0)] {
+            assert_eq!(split_auto_conf("ssl_ca_file = 'x'\n", encryption).0.lines().count(), left);
+        }
     }
 }

@@ -4,7 +4,7 @@ use crate::{Error, Result};
 use std::{
     fs::{self, File, OpenOptions},
     io::Write,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -64,6 +64,16 @@ pub(crate) fn private_dir(path: &Path) -> Result<()> {
         .map_err(Error::io("make the directory", path))
 }
 
+/// Takes a file's access away from all but its owner. Untouched if that is so already.
+pub(crate) fn make_private(path: &Path) -> Result<()> {
+    let mode = fs::metadata(path).map_err(Error::io("look at", path))?.permissions().mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .map_err(Error::io("make private", path))
+}
+
 /// Removes a file, if it is there. Returns whether it was.
 pub(crate) fn remove_file(path: &Path) -> Result<bool> {
     match fs::remove_file(path) {
@@ -106,7 +116,6 @@ pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn writing_says_whether_anything_changed() {

@@ -1,6 +1,6 @@
 //! Who may connect: sempre's own roles always, clients only while they are admitted.
 
-use crate::{ADMIN_ROLE, REPLICATION_ROLE};
+use crate::{ADMIN_ROLE, Encryption, REPLICATION_ROLE};
 use std::path::Path;
 
 /// Client lines of a new cluster: local users by their own name, everybody else by password.
@@ -11,13 +11,18 @@ host    all       all   all      scram-sha-256
 ";
 
 /// The whole `pg_hba.conf`. `clients` are lines for clients (none: nobody is admitted).
-pub(crate) fn render(clients: Option<&str>) -> String {
+///
+/// Other members come in by TLS only, where it is on, and show a certificate where the server
+/// knows their authority.
+pub(crate) fn render(clients: Option<&str>, encryption: Encryption) -> String {
     let own = format!("{ADMIN_ROLE},{REPLICATION_ROLE}");
+    let host = if encryption.is_on() { "hostssl" } else { "host" };
+    let shown = if encryption == Encryption::Mutual { " clientcert=verify-ca" } else { "" };
     let mut text = format!(
         "# Written by sempre. Client lines are those of your own pg_hba.conf, or of the record.\n\
          local all {own} scram-sha-256\n\
-         host all {own} all scram-sha-256\n\
-         host replication {REPLICATION_ROLE} all scram-sha-256\n\
+         {host} all {own} all scram-sha-256{shown}\n\
+         {host} replication {REPLICATION_ROLE} all scram-sha-256{shown}\n\
          # Nobody else comes in as one of sempre's own roles, whatever follows.\n\
          local all,replication {own} reject\n\
          host all,replication {own} all reject\n"
@@ -64,8 +69,11 @@ mod tests {
 
     #[test]
     fn without_client_lines_everybody_else_is_rejected() {
-        assert!(render(None).trim_end().ends_with("reject"));
-        let open = render(Some("local all all trust"));
+        assert!(render(None, Encryption::Off).trim_end().ends_with("reject"));
+        let open = render(Some("local all all trust"), Encryption::Mutual);
+        assert!(open.contains(
+            "hostssl replication sempre_replication all scram-sha-256 clientcert=verify-ca"
+        ));
         assert!(open.ends_with("# clients\nlocal all all trust\n"), "{open}");
     }
 

@@ -1,6 +1,6 @@
 //! One PostgreSQL server of a member: where its files are and how it is started.
 
-use crate::{Installation, Result, files};
+use crate::{Encryption, Installation, Result, files};
 use sempre_model::ids::MemberId;
 use std::path::PathBuf;
 
@@ -24,6 +24,9 @@ pub struct Layout {
     pub salvage_dir: PathBuf,
     /// The server's standard error, written by the guard.
     pub log_file: PathBuf,
+    /// `member.pem`, the member's key and certificate, and `ca.pem`, the certificate of the
+    /// cluster's authority. Kept by the agent; the server and libpq use them as they are.
+    pub tls_dir: PathBuf,
 }
 
 /// The user's own configuration files, where they are not in the data directory
@@ -79,6 +82,8 @@ pub struct Upstream {
     pub port: u16,
     /// Password of role `sempre_replication`.
     pub password: String,
+    /// How its server is known, and what it asks for.
+    pub encryption: Encryption,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -193,6 +198,7 @@ impl Upstream {
     /// `pg_stat_wal_receiver` say from which member this one streams.
     pub(crate) fn conninfo(
         &self,
+        instance: &Instance,
         application_name: &str,
         pass_file: &std::path::Path,
         database: Option<&str>,
@@ -207,7 +213,6 @@ impl Upstream {
             ("user", crate::REPLICATION_ROLE),
             ("passfile", &pass_file),
             ("application_name", application_name),
-            ("sslmode", "prefer"),
             ("gssencmode", "disable"),
             // 2 s is libpq's least.
             ("connect_timeout", "2"),
@@ -217,6 +222,8 @@ impl Upstream {
             ("tcp_user_timeout", "5000"),
             ("options", upstream.as_str()),
         ];
+        let encryption = instance.encryption_words(self.encryption);
+        parts.extend(encryption.iter().map(|(key, value)| (*key, value.as_str())));
         if let Some(database) = database {
             parts.push(("dbname", database));
         }
@@ -251,6 +258,27 @@ fn quote_conninfo(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
+    fn instance() -> Instance {
+        let at = |name: &str| PathBuf::from("/x").join(name);
+        Instance {
+            installation: Installation { bin_dir: at("bin"), major: 15 },
+            layout: Layout {
+                data_dir: at("data"),
+                config_dir: at("config"),
+                run_dir: at("run"),
+                salvage_dir: at("salvage"),
+                log_file: at("log"),
+                tls_dir: at("tls"),
+            },
+            base: Base::default(),
+            port: 5432,
+            listen_addresses: Vec::new(),
+            socket_dirs: Vec::new(),
+            me: MemberId::new("a").unwrap(),
+        }
+    }
 
     #[test]
     fn a_connection_string_names_every_address_and_no_password() {
@@ -259,11 +287,18 @@ mod tests {
             hosts: vec!["10.0.0.2".into(), "fd00::2".into()],
             port: 5432,
             password: "se:cret".into(),
+            encryption: Encryption::Mutual,
         };
-        let text = upstream.conninfo("a", std::path::Path::new("/x/pg'pass"), None);
+        let instance = instance();
+        let text = upstream.conninfo(&instance, "a", Path::new("/x/pg'pass"), None);
         assert!(text.contains("host='10.0.0.2,fd00::2' port='5432,5432'"), "{text}");
         assert!(text.contains(r"passfile='/x/pg\'pass'"), "{text}");
         assert!(!text.contains("cret"), "{text}");
+        for word in
+            ["sslmode='verify-ca'", "channel_binding='require'", "sslrootcert='/x/tls/ca.pem'"]
+        {
+            assert!(text.contains(word), "{text}");
+        }
         assert_eq!(
             upstream.pass_lines(),
             "10.0.0.2:5432:*:sempre_replication:se\\:cret\n\

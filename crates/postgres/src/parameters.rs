@@ -127,6 +127,9 @@ pub fn check_parameter(name: &str, value: &str) -> std::result::Result<(), BadPa
     }
     let lower = value.trim().to_ascii_lowercase();
     match name.as_str() {
+        "ssl" if !["on", "true", "yes", "1"].contains(&lower.as_str()) => wrong(
+            "it must be on: members replicate encrypted only (what routing offers to clients is the policy's client_tls)",
+        ),
         "wal_level" if !["replica", "logical"].contains(&lower.as_str()) => {
             wrong("it must be replica or logical, or standbys could not follow")
         }
@@ -193,6 +196,7 @@ mod tests {
             ("Primary_Conninfo", "", "who is primary"),
             ("fsync", "off", "lost"),
             ("wal_level", "minimal", "standbys"),
+            ("ssl", "off", "encrypted"),
             ("synchronous_commit", "local", "durability"),
             ("max_wal_senders", "2", "at least"),
             ("a b", "1", "not a name"),

@@ -40,7 +40,7 @@ impl Instance {
 
         files::write_atomically(&self.tool_pass_file(), &source.pass_lines())?;
         let name = format!("{}:rewind", self.me);
-        let conninfo = source.conninfo(&name, &self.tool_pass_file(), Some(DATABASE));
+        let conninfo = source.conninfo(self, &name, &self.tool_pass_file(), Some(DATABASE));
         let mut tool = command::command(&self.installation.program("pg_rewind"));
         tool.arg(format!("--target-pgdata={}", self.layout.data_dir.display()));
         tool.arg(format!("--source-server={conninfo}")).arg("--no-ensure-shutdown");
@@ -149,6 +149,9 @@ fn is_refusal(output: &str) -> bool {
         "could not find previous WAL record",
         "needs to use either data checksums",
         "password authentication failed",
+        "certificate verify failed",
+        "SSL error",
+        "channel binding",
     ]
     .iter()
     .any(|words| output.contains(words));

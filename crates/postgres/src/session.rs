@@ -1,13 +1,21 @@
 //! One connection to a server as role `sempre`.
 
-use crate::{ADMIN_ROLE, Error, History, Instance, Result, error::driver_words, roles::DATABASE};
+use crate::{
+    ADMIN_ROLE, Error, History, Instance, Result, error::driver_words, roles::DATABASE,
+    tls::Connector,
+};
 use sempre_model::ids::{Lsn, MemberId, Timeline};
 use std::{
     path::PathBuf,
     sync::{Mutex, MutexGuard},
     time::Duration,
 };
-use tokio_postgres::{Client, NoTls, Row, Statement, types::ToSql};
+use tokio_postgres::{
+    Client, NoTls, Row, Socket, Statement,
+    config::{ChannelBinding, SslMode},
+    tls::{MakeTlsConnect, TlsConnect},
+    types::ToSql,
+};
 
 /// A connection that is not there within this time is given up: the socket is local.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
@@ -39,12 +47,18 @@ pub struct Session {
 impl Instance {
     /// Connects to the running server.
     pub async fn session(&self, admin_password: &str) -> Result<Session> {
+        self.session_of(admin_password, DATABASE).await
+    }
+
+    /// The same, in another database.
+    pub(crate) async fn session_of(&self, admin_password: &str, database: &str) -> Result<Session> {
         let mut config = tokio_postgres::Config::new();
+        config.dbname(database);
         config.host_path(&self.layout.run_dir).port(self.port).password(admin_password);
         config.connect_timeout(CONNECT_LIMIT);
         let socket = self.layout.run_dir.join(format!(".s.PGSQL.{}", self.port));
-        Session::connect(config, socket.display().to_string(), Some(self.clone()), CONNECT_LIMIT)
-            .await
+        let at = socket.display().to_string();
+        Session::connect(config, NoTls, at, Some(self.clone()), CONNECT_LIMIT).await
     }
 
     /// The history of the timeline another member's server writes. It must be a primary.
@@ -53,30 +67,46 @@ impl Instance {
         source: &crate::Upstream,
         admin_password: &str,
     ) -> Result<History> {
-        Session::remote(source, admin_password).await?.history().await
+        self.remote_session(source, admin_password).await?.history().await
     }
-}
 
-impl Session {
     /// Connects to another member's server, on the first of its addresses that answers.
-    pub async fn remote(upstream: &crate::Upstream, admin_password: &str) -> Result<Session> {
+    pub async fn remote_session(
+        &self,
+        upstream: &crate::Upstream,
+        admin_password: &str,
+    ) -> Result<Session> {
         let mut config = tokio_postgres::Config::new();
         for host in &upstream.hosts {
             config.host(host);
         }
-        config.port(upstream.port).password(admin_password);
+        config.port(upstream.port).password(admin_password).dbname(DATABASE);
         config.connect_timeout(CONNECT_LIMIT).tcp_user_timeout(REMOTE_CONNECT_LIMIT);
         let at = format!("{} port {}", upstream.hosts.join(", "), upstream.port);
-        Session::connect(config, at, None, REMOTE_CONNECT_LIMIT).await
+        if !upstream.encryption.is_on() {
+            return Session::connect(config, NoTls, at, None, REMOTE_CONNECT_LIMIT).await;
+        }
+        config.ssl_mode(SslMode::Require).channel_binding(ChannelBinding::Require);
+        let tls = Connector::new(self, upstream.encryption)?;
+        Session::connect(config, tls, at, None, REMOTE_CONNECT_LIMIT).await
     }
+}
 
-    async fn connect(
+impl Session {
+    async fn connect<T>(
         mut config: tokio_postgres::Config,
+        tls: T,
         at: String,
         instance: Option<Instance>,
         limit: Duration,
-    ) -> Result<Session> {
-        config.user(ADMIN_ROLE).dbname(DATABASE).application_name("sempre");
+    ) -> Result<Session>
+    where
+        T: MakeTlsConnect<Socket>,
+        T::Stream: Send + 'static,
+        T::TlsConnect: Send,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        config.user(ADMIN_ROLE).application_name("sempre");
         // What we do never waits for a standby, and ends when we are gone.
         config.options(format!(
             "-c synchronous_commit=local -c statement_timeout={STATEMENT_LIMIT_MS} \
@@ -85,7 +115,7 @@ impl Session {
         ));
         let connected = tokio::time::timeout(limit, async {
             let (client, connection) = config
-                .connect(NoTls)
+                .connect(tls)
                 .await
                 .map_err(|e| Error::Connect { at: at.clone(), why: driver_words(&e).0 })?;
             tokio::spawn(async move {

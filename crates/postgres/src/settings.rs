@@ -1,7 +1,7 @@
 //! What the server is to do, and the configuration file that says so.
 
 use crate::{
-    Instance, Upstream,
+    Encryption, Instance, Upstream,
     parameters::{FLOORED, MIN_SENDERS},
 };
 use sempre_model::{ids::MemberId, policy::Durability, record::SyncSet};
@@ -40,6 +40,8 @@ pub struct Settings {
     pub data_members: usize,
     /// The most WAL a slot may keep back, bytes; 0: no limit.
     pub slot_max_wal_bytes: u64,
+    /// What the server shows to other members, and asks of them.
+    pub encryption: Encryption,
 }
 
 impl Settings {
@@ -56,6 +58,7 @@ impl Settings {
             hba: Vec::new(),
             data_members: 3,
             slot_max_wal_bytes: 0,
+            encryption: Encryption::Off,
         }
     }
 
@@ -158,6 +161,9 @@ impl Settings {
         for (name, value) in DEFAULTS {
             line(name, value);
         }
+        for (name, value) in instance.encryption_lines(self.encryption) {
+            line(name, &value);
+        }
         for (name, value) in &self.parameters {
             if !FLOORED.contains(&name.as_str()) {
                 line(name, value);
@@ -186,7 +192,7 @@ impl Settings {
         let database = sync_slots.then_some(crate::roles::DATABASE);
         let (conninfo, slot) = match &self.upstream {
             Some(upstream) => (
-                upstream.conninfo(instance.me.as_str(), &instance.pass_file(), database),
+                upstream.conninfo(instance, instance.me.as_str(), &instance.pass_file(), database),
                 instance.me.slot_name(),
             ),
             None => (String::new(), String::new()),

@@ -13,6 +13,8 @@
 //! - *The table ends the session* ([`Table::cuts`]): FATAL 57P01. *The server breaks off without
 //!   a word:* FATAL 57P02. Either is said only between two messages of the server; inside a message
 //!   (a client that was not reading) the connection is just closed.
+//! - *TLS* is offered only where [`Limits::client_tls`] says so: whoever asks otherwise is answered
+//!   that there is none, and with `sslmode=prefer` goes on without.
 //! - *TLS and GSSAPI encryption* pass through and are never ended here. Nothing can be said in such
 //!   a session, so it is just closed. An error instead of an answer to SSLRequest would not be
 //!   shown by libpq (it is not authenticated), so a client that was held in vain is answered `N`:

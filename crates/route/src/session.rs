@@ -83,6 +83,7 @@ async fn begin(client: &mut TcpStream, shared: &Shared) -> Option<(Led, Streams)
             Err(not_led) => return refuse(client, shared, first, not_led).await,
         };
         loop {
+        first = without_tls(client, shared, first).await?;
             match answered(client, &mut led, &first).await {
                 Answered::Flows(streams) => return Some((led, streams)),
                 Answered::Broken => {
@@ -112,7 +113,27 @@ async fn begin(client: &mut TcpStream, shared: &Shared) -> Option<(Led, Streams)
     }
 }
 
-async fn read_first(client: &mut TcpStream, shared: &Shared) -> Option<First> {
+                    first = without_tls(client, shared, first).await?;
+/// Answers those who ask for TLS that there is none, where it is not offered: inside of it nothing
+/// could be said to them any more. The server is not asked. None: the connection is over.
+async fn without_tls(client: &mut TcpStream, shared: &Shared, mut first: First) -> Option<First> {
+    for _ in 0..NEGOTIATIONS_MAX {
+        match first.kind {
+            _ if shared.table.borrow().limits.client_tls => return Some(first),
+            Kind::Ssl => {
+                client.write_all(b"N").await.ok()?;
+                first = read_first(client, shared).await?;
+            }
+            // It speaks TLS without having asked.
+            Kind::DirectTls => return None,
+            Kind::GssEnc | Kind::Startup | Kind::Cancel => return Some(first),
+        }
+    }
+    count(&shared.counters.malformed);
+    None
+}
+
+pub(crate) async fn read_first(client: &mut TcpStream, shared: &Shared) -> Option<First> {
     let error = match first::read(client).await {
         Ok(first) => return Some(first),
         Err(error) => error,

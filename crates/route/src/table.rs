@@ -38,6 +38,10 @@ pub struct Limits {
     pub max_lag_bytes: u64,
     /// Read-only: lead to the primary when no standby fits.
     pub read_only_fallback: bool,
+    /// Offer TLS to clients. The members' databases always speak it, as they replicate encrypted;
+    /// without this a client that asks is answered `N`, as if they did not (ADR 10).
+    #[serde(default)]
+    pub client_tls: bool,
 }
 
 impl From<&Policy> for Limits {
@@ -47,6 +51,7 @@ impl From<&Policy> for Limits {
             hold_timeout_ms: policy.route_hold_timeout_ms,
             max_lag_bytes: policy.route_max_lag_bytes,
             read_only_fallback: policy.route_read_only_fallback,
+            client_tls: policy.client_tls,
         }
     }
 }

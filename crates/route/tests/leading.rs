@@ -119,6 +119,20 @@ async fn the_limits_of_holding_are_a_clear_error() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_is_offered_only_where_the_table_says_so() {
+    let pair = pair();
+    let mut table = table(1, Some(pair.old.target()));
+    table.limits.client_tls = false;
+    let routed = Routed::start(Mode::ReadWrite, table);
+    let sql = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
+    for sslmode in ["prefer", "disable"] {
+        assert_eq!(stdout(&psql(&dsn(routed.address, sslmode), sql).await), "f", "{sslmode}");
+    }
+    let said = stderr(&psql(&dsn(routed.address, "require"), sql).await);
+    assert!(said.contains("server does not support SSL"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_passes_through() {
     let pair = pair();
     let routed = Routed::start(Mode::ReadWrite, table(1, Some(pair.old.target())));

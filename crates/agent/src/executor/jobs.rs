@@ -271,6 +271,18 @@ impl JobContext {
         Ok(Done { data: Some(data), propose: vec![Change::RestartDone(me)], ..self.done() })
     }
 
+    /// The data directory has become another one, and may hold a configuration that turns TLS on:
+    /// looks, and tells the record if that changed.
+    pub(crate) async fn certificate_change(&self) -> Option<Change> {
+        self.executor.look_at_certificate().await;
+        let own_certificate = self.executor.own_certificate();
+        let me = self.record.member(&self.instance().me)?;
+        (me.own_certificate != own_certificate).then(|| Change::PutMember {
+            member: Box::new(sempre_model::Member { own_certificate, ..me.clone() }),
+            token_hash: None,
+        })
+    }
+
     pub(crate) async fn clone_data(&mut self, source: &MemberId, discard: bool) -> Result<Done> {
         self.stop(StopMode::Fast).await?;
         let upstream = self.upstream(source)?;
@@ -292,7 +304,8 @@ impl JobContext {
         self.executor.dir.set_applied(&self.applied)?;
         let data = self.executor.inspect().await;
         let me = self.instance().me.clone();
-        let propose = if discard { vec![Change::ReinitDone(me)] } else { Vec::new() };
+        let mut propose = if discard { vec![Change::ReinitDone(me)] } else { Vec::new() };
+        propose.extend(self.certificate_change().await);
         Ok(Done { data: Some(data), checked: true, propose, ..self.done() })
     }
 

@@ -49,7 +49,9 @@ impl JobContext {
         let text =
             format!("{me}: rewound to {lsn}; {bytes_discarded} bytes of diverged WAL {saved}");
         self.instance().prepare_role(true)?;
-        self.checked(vec![note(text)]).await
+        let mut propose = vec![note(text)];
+        propose.extend(self.certificate_change().await);
+        self.checked(propose).await
     }
 
     async fn checked(&mut self, propose: Vec<Change>) -> Result<Done> {

@@ -3,7 +3,9 @@
 use anyhow::{Context, Result, bail};
 use nix::unistd::{Uid, User, geteuid, setgid, setgroups, setuid};
 use sempre_model::{MemberId, record::Secrets};
-use sempre_postgres::{Base, Installation, Instance, Layout, Session, Settings, Upstream};
+use sempre_postgres::{
+    Base, Encryption, Installation, Instance, Layout, Session, Settings, Upstream,
+};
 use std::{
     fs::{self, File},
     net::TcpListener,
@@ -64,6 +66,7 @@ pub fn instance(root: &Path, name: &str) -> Instance {
             run_dir: root.join("run"),
             salvage_dir: root.join("salvage"),
             log_file: root.join("postgresql.log"),
+            tls_dir: root.join("tls"),
         },
         base: Base::default(),
         port: free_port(),
@@ -148,6 +151,7 @@ impl Server {
             hosts: vec!["127.0.0.1".into(), "localhost".into()],
             port: self.instance.port,
             password: secrets().replication,
+            encryption: Encryption::Off,
         }
     }
 

@@ -238,7 +238,7 @@ pub fn table(generation: u64, primary: Option<Target>) -> Table {
         cut_below: Generation(generation),
         primary,
         why_no_primary: "a standby is being promoted".into(),
-        limits: Limits { hold_timeout_ms: 60_000, ..Limits::default() },
+        limits: Limits { hold_timeout_ms: 60_000, client_tls: true, ..Limits::default() },
         ..Table::default()
     }
 }
