@@ -16,10 +16,9 @@
 use crate::{
     Error, Instance, Result, Session,
     session::{get, lsn},
-    wal::{WalReader, followed_history, segment_name},
+    wal::{WalReader, followed_history, has_page},
 };
 use sempre_model::ids::{Lsn, Timeline};
-use std::{fs::File, os::unix::fs::FileExt};
 
 const LOOK: &str = "\
 SELECT pg_is_in_recovery(), current_setting('primary_conninfo') = '',
@@ -97,18 +96,9 @@ impl Instance {
         let control = self.control_data()?;
         let dir = self.wal_dir();
         let history = followed_history(&dir, &control, true, lsn)?;
-        let last = lsn.0.saturating_sub(1);
-        let (bytes, block) = (control.wal_segment_bytes, control.wal_block_bytes);
         for (timeline, begin) in history.begins() {
-            if begin >= lsn {
-                continue;
-            }
             // A newer timeline's file may be there without reaching so far.
-            let file = dir.join(segment_name(timeline, last / bytes, bytes));
-            let mut address = [0u8; 8];
-            let page = last % bytes / block * block;
-            let has = File::open(file).and_then(|f| f.read_exact_at(&mut address, page + 8));
-            if has.is_ok() && u64::from_le_bytes(address) == last - last % block {
+            if begin < lsn && has_page(&dir, &control, timeline, lsn) {
                 return Ok(timeline);
             }
         }

@@ -235,6 +235,11 @@ impl WalReader {
 
 /// The history recovery would follow: that of the control file's timeline, and for a standby of
 /// the newest one after it that is known and does not part from it before `from`.
+///
+/// A standby's control file learns of a switch with its next restartpoint only. Until then its
+/// replayed position lies beyond the fork: then its own file of the newer timeline says that it
+/// went that way. One that replayed the older timeline beyond the fork has no such file, as
+/// PostgreSQL refuses it every byte of the newer one.
 pub(crate) fn followed_history(
     wal_dir: &Path,
     control: &ControlData,
@@ -247,13 +252,31 @@ pub(crate) fn followed_history(
         let mut newer = Timeline(known.0 + 1);
         // PostgreSQL looks for newer ones the same way: one number after the other.
         while let Ok(next) = read_history(wal_dir, newer) {
-            if next.end_of(history.timeline).is_some_and(|end| end >= from) {
+            let follows = |end: Lsn| end >= from || has_page(wal_dir, control, newer, from);
+            if next.end_of(history.timeline).is_some_and(follows) {
                 history = next;
             }
             newer = Timeline(newer.0 + 1);
         }
     }
     Ok(history)
+}
+
+/// Does the file of this timeline hold the page that ends at, or reaches beyond, `end`? Files
+/// that wait for their turn have the right name, but other pages in them.
+pub(crate) fn has_page(
+    wal_dir: &Path,
+    control: &ControlData,
+    timeline: Timeline,
+    end: Lsn,
+) -> bool {
+    let last = end.0.saturating_sub(1);
+    let (bytes, block) = (control.wal_segment_bytes, control.wal_block_bytes);
+    let file = wal_dir.join(segment_name(timeline, last / bytes, bytes));
+    let page = last % bytes / block * block;
+    let mut address = [0u8; 8];
+    File::open(file).and_then(|file| file.read_exact_at(&mut address, page + 8)).is_ok()
+        && u64::from_le_bytes(address) == last - last % block
 }
 
 impl Instance {
@@ -316,5 +339,57 @@ mod tests {
         let bytes = 16 << 20;
         assert_eq!(segment_name(Timeline(1), 1, bytes), "000000010000000000000001");
         assert_eq!(segment_name(Timeline(0x1F), 0x1FF, bytes), "0000001F00000001000000FF");
+    }
+
+    /// A control file that has not heard of any switch.
+    fn old_control() -> ControlData {
+        ControlData {
+            system_identifier: 1,
+            state: crate::ControlState::InArchiveRecovery,
+            timeline: Timeline(1),
+            checkpoint_lsn: Lsn(0x100_0028),
+            redo_lsn: Lsn(0x100_0028),
+            min_recovery_lsn: Lsn(0x100_0100),
+            min_recovery_timeline: Timeline(1),
+            data_checksums: true,
+            wal_log_hints: true,
+            wal_segment_bytes: 16 << 20,
+            wal_block_bytes: 8192,
+            floors: Default::default(),
+        }
+    }
+
+    #[test]
+    fn a_switch_that_the_control_file_does_not_know_is_seen_in_the_wal() {
+        let folder = tempfile::tempdir().unwrap();
+        let control = old_control();
+        let followed = |from: u64| {
+            followed_history(folder.path(), &control, true, Lsn(from)).unwrap().timeline
+        };
+        let fork = 0x200_4C28u64;
+        std::fs::write(folder.path().join("00000002.history"), "1\t0/2004C28\tx\n").unwrap();
+        // It is known that there is a newer timeline, and so far both are one.
+        assert_eq!(followed(fork), Timeline(2));
+        // It has replayed beyond the fork, on the older one.
+        assert_eq!(followed(fork + 0x38), Timeline(1));
+        // On the newer one, first with a file that still has an older one's pages.
+        let segment = |timeline| folder.path().join(segment_name(Timeline(timeline), 2, 16 << 20));
+        let mut bytes = vec![0u8; 16 << 20];
+        std::fs::write(segment(2), &bytes).unwrap();
+        assert_eq!(followed(fork + 0x38), Timeline(1));
+        let page = 0x4000;
+        bytes[page + 8..page + 16].copy_from_slice(&0x200_4000u64.to_le_bytes());
+        std::fs::write(segment(2), &bytes).unwrap();
+        assert_eq!(followed(fork + 0x38), Timeline(2));
+        // And onto a third, of which it has no file yet, then one.
+        std::fs::write(
+            folder.path().join("00000003.history"),
+            "1\t0/2004C28\tx\n2\t0/2004D00\tx\n",
+        )
+        .unwrap();
+        assert_eq!(followed(0x200_4D00), Timeline(3));
+        assert_eq!(followed(0x200_4D38), Timeline(2));
+        std::fs::write(segment(3), &bytes).unwrap();
+        assert_eq!(followed(0x200_4D38), Timeline(3));
     }
 }
