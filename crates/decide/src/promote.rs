@@ -257,11 +257,14 @@ fn within_lag(view: &LeaderView, fenced: &[Fenced], why_not: &mut Vec<String>) -
         return None;
     }
     let last = view.record.last_serving()?;
-    let last_lsn = view
-        .heard
-        .get(last)
-        .and_then(|h| h.observation.database.as_ref())
-        .map_or(Lsn(0), |d| d.lsn);
+    // However long ago it was said: what was written after it may be lost as well, which is why
+    // the limit is no promise. But one that was never said, or an agent's first word after its
+    // own restart, is no position.
+    let said = view.heard.get(last).and_then(|h| h.observation.database.as_ref()).map(|d| d.lsn);
+    let Some(last_lsn) = said.filter(|lsn| *lsn > Lsn(0)) else {
+        why_not.push(format!("how far {last}, which served last, had come is not known"));
+        return None;
+    };
     let best =
         fenced.iter().find(|f| view.record.member(&f.member).is_some_and(|m| fit(view, m)))?;
     let behind = last_lsn.bytes_since(best.lsn);

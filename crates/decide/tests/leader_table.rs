@@ -6,10 +6,10 @@ mod common;
 use common::{Cluster3, END, G, NOW, fenced, name, set};
 use sempre_decide::leader::{RULES, decide};
 use sempre_model::{
-    Generation, Lsn, Phase, Timeline,
+    Generation, Lsn, Phase, SyncSet, Timeline,
     command::Change,
     observation::{DiskState, ProcessState},
-    policy::OnCrash,
+    policy::{Durability, OnCrash},
     record::{Cause, Switchover},
 };
 
@@ -187,6 +187,27 @@ fn a_primary_that_the_leader_itself_streams_from_is_not_lost() {
     all.database("m2").receiver_age_ms = Some(900);
     assert_eq!(all.database("m1").receiver_age_ms, Some(30));
     assert_eq!(proposed(&all).filter(|(rule, _)| *rule == "replace-lost-primary"), None);
+}
+
+#[test]
+fn an_asynchronous_standby_is_promoted_within_the_limit_of_a_known_position_only() {
+    let chosen = |last_lsn: u64| {
+        let mut all = Cluster3::fencing("m1");
+        all.record.policy.durability = Durability::Async;
+        all.record.policy.max_lag_bytes = 1_000;
+        all.record.sync = SyncSet::default();
+        let old = &mut all.heard.get_mut(&name("m0")).unwrap().observation;
+        old.database.as_mut().unwrap().lsn = Lsn(last_lsn);
+        proposed(&all).map(|(_, change)| match change {
+            Change::Promote { to, .. } => to,
+            other => panic!("{other:?}"),
+        })
+    };
+    assert_eq!(chosen(END.0 + 1_000), Some(name("m1")));
+    // Beyond it the last primary itself goes on, as it is there; also when its agent has just
+    // started, and does not know where the database ended.
+    assert_eq!(chosen(END.0 + 1_001), Some(name("m0")));
+    assert_eq!(chosen(0), Some(name("m0")));
 }
 
 #[test]
