@@ -201,12 +201,25 @@ impl State {
                 old.incarnation != observation.incarnation || old.seq <= observation.seq
             });
             if newer && observation.member == *from {
-                self.heard.insert(from.clone(), Heard { at: now, observation: *observation });
+                let mut observation = *observation;
+                self.remember_position(from, &mut observation);
+                self.heard.insert(from.clone(), Heard { at: now, observation });
             }
         }
         let granted =
             renewal.filter(|r| self.voter.renew(r.generation, r.ttl_ms, &self.record.policy, now));
         Answer { granted: granted.map(|r| r.id), promised: self.voter.promised() }
+    }
+
+    /// An agent that restarted does not know how far its database had come, if that runs no
+    /// more. What it said before still tells how much would be lost without it.
+    fn remember_position(&self, member: &MemberId, observation: &mut Observation) {
+        let known = self.heard.get(member).and_then(|h| h.observation.database.as_ref());
+        if let (Some(known), Some(database)) = (known, observation.database.as_mut())
+            && database.lsn == Lsn(0)
+        {
+            database.lsn = known.lsn;
+        }
     }
 
     /// Something came from `member` over `path`.
