@@ -2,9 +2,11 @@
 
 mod adopting;
 mod configuring;
+mod encrypting;
 mod fencing;
 mod inspecting;
 mod logical;
 mod rejoining;
 mod servers;
+mod timelines;
 mod wal_ends;

@@ -134,6 +134,6 @@ async fn a_standby_that_was_ahead_is_rewound_too() -> Result<()> {
     a.instance.clone_from(&b.as_upstream(), &CloneOptions::default(), |_| ()).await?;
     assert!(matches!(a.instance.inspect(), DataDir::Present(_)));
     let left: Vec<_> = fs::read_dir(root.path().join("a"))?.flatten().collect();
-    assert_eq!(left.len(), 5, "data, config, run, salvage, log: {left:?}");
+    assert_eq!(left.len(), 6, "data, config, run, salvage, log, tls: {left:?}");
     follow(&mut a, &mut b).await
 }

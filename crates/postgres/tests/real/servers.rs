@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use nix::unistd::{Uid, User, geteuid, setgid, setgroups, setuid};
 use sempre_model::{MemberId, record::Secrets};
+use sempre_net::{Authority, Identity, MEMBER_LIFETIME};
 use sempre_postgres::{
     Base, Encryption, Installation, Instance, Layout, Session, Settings, Upstream,
 };
@@ -11,7 +12,7 @@ use std::{
     net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
-    sync::{Once, OnceLock},
+    sync::{LazyLock, Once, OnceLock},
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
@@ -47,6 +48,19 @@ pub fn secrets() -> Secrets {
 
 pub fn member(name: &str) -> MemberId {
     MemberId::new(name).unwrap()
+}
+
+/// The authority of the tests' cluster.
+pub fn authority() -> &'static Authority {
+    static AUTHORITY: LazyLock<Authority> =
+        LazyLock::new(|| Authority::new("tests", "0123456789abcdef").unwrap());
+    &AUTHORITY
+}
+
+/// A member's key and certificate.
+pub fn identity(authority: &Authority, name: &str, lifetime: Duration) -> Identity {
+    let addresses = ["127.0.0.1", "localhost"].map(String::from);
+    Identity::issue_for(authority, &member(name), &addresses, lifetime).unwrap()
 }
 
 fn free_port() -> u16 {
@@ -105,13 +119,17 @@ async fn template() -> &'static Path {
 /// One server of a test.
 pub struct Server {
     pub instance: Instance,
+    /// What it shows and asks for; what others expect of it.
+    pub encryption: Encryption,
     process: Option<Child>,
 }
 
 impl Server {
     /// Without data.
     pub fn empty(root: &Path, name: &str) -> Self {
-        Self { instance: instance(root, name), process: None }
+        let instance = instance(root, name);
+        identity(authority(), name, MEMBER_LIFETIME).save(&instance.layout.tls_dir).unwrap();
+        Self { instance, encryption: Encryption::Mutual, process: None }
     }
 
     /// With a new cluster, stopped.
@@ -133,6 +151,7 @@ impl Server {
         settings.parameters.insert("shared_buffers".into(), "8MB".into());
         settings.parameters.insert("max_connections".into(), "20".into());
         settings.admitted = true;
+        settings.encryption = self.encryption;
         settings
     }
 
@@ -151,7 +170,7 @@ impl Server {
             hosts: vec!["127.0.0.1".into(), "localhost".into()],
             port: self.instance.port,
             password: secrets().replication,
-            encryption: Encryption::Off,
+            encryption: self.encryption,
         }
     }
 
