@@ -129,6 +129,9 @@ const KEYS: [&str; 28] = [
     "witness",
 ];
 
+/// Folders of the member that are no place for a database.
+const OWN_FOLDERS: [&str; 6] = ["tls", "record", "run", "log", "salvage", "postgres"];
+
 impl Config {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
@@ -164,7 +167,66 @@ impl Config {
         if config.tags.replicate_from.as_ref() == Some(&config.name) {
             return Err("`replicate_from` names this member itself".into());
         }
+        for (index, address) in config.addresses.iter().enumerate() {
+            if config.addresses[..index].contains(address) {
+                return Err(format!(
+                    "`addresses` names {address} twice; give one address a network"
+                ));
+            }
+        }
+        config.check_paths()?;
+        config.check_witness()?;
         Ok(config)
+    }
+
+    /// The data directory must not lie where sempre keeps its own files.
+    fn check_paths(&self) -> Result<(), String> {
+        let named = [
+            ("bin_dir", &self.postgres.bin_dir),
+            ("data_dir", &self.postgres.data_dir),
+            ("config_file", &self.postgres.config_file),
+            ("hba_file", &self.postgres.hba_file),
+        ];
+        for (key, path) in named {
+            if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
+                return Err(format!("`{key}` ({}) must be an absolute path", path.display()));
+            }
+        }
+        let Some(data) = &self.postgres.data_dir else { return Ok(()) };
+        let shown = data.display();
+        if self.dir.starts_with(data) {
+            return Err(format!(
+                "`dir` ({}) lies in `data_dir` ({shown}); keep them apart",
+                self.dir.display()
+            ));
+        }
+        match OWN_FOLDERS.iter().find(|own| data.starts_with(self.dir.join(own))) {
+            Some(own) => Err(format!("`data_dir` ({shown}) lies in sempre's own folder `{own}`")),
+            None => Ok(()),
+        }
+    }
+
+    /// A witness has no database, so nothing about one can be meant.
+    fn check_witness(&self) -> Result<(), String> {
+        if self.kind != MemberKind::Witness {
+            return Ok(());
+        }
+        let Tags { never_primary: _, priority, no_sync, no_route, replicate_from, clone_from } =
+            &self.tags;
+        let set = [
+            ("`[postgres]`", self.postgres != Postgres::default()),
+            ("`priority`", *priority != 0),
+            ("`no_sync`", *no_sync),
+            ("`no_route`", *no_route),
+            ("`replicate_from`", replicate_from.is_some()),
+            ("`clone_from`", *clone_from),
+        ];
+        match set.iter().find(|(_, is_set)| *is_set) {
+            Some((key, _)) => Err(format!(
+                "{key} is set, and `kind` is `witness`: a witness has no database; take one of both out"
+            )),
+            None => Ok(()),
+        }
     }
 
     /// The member as it goes into the record.

@@ -12,7 +12,8 @@ use crate::{
     looper::Event,
     member_dir::{Applied, MemberDir},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use sempre_api::codes;
 use sempre_decide::member::{DataDir, Step};
 use sempre_guard::{GuardClient, GuardError, Lease, StartRequest};
 use sempre_model::{Generation, Lsn, MemberId, Record, command::Change, record::Fenced};
@@ -24,13 +25,14 @@ use std::{
     collections::BTreeMap,
     future::Future,
     path::PathBuf,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{net::TcpSocket, sync::mpsc};
 
 /// The guard answers a request within this time, or is stopped.
 const GUARD_WITHIN: Duration = Duration::from_secs(5);
@@ -305,13 +307,26 @@ impl Executor {
                 (DataDir::Missing, None, None)
             }
             postgres::DataDir::Foreign(why) => {
-                (DataDir::Unusable(format!("the data directory cannot be used: {why}")), None, None)
+                let code = match why {
+                    postgres::Foreign::Version { .. } => codes::WRONG_VERSION,
+                    postgres::Foreign::Owner { .. } | postgres::Foreign::Permissions { .. } => {
+                        codes::WRONG_OWNER
+                    }
+                    postgres::Foreign::NotData => codes::FOREIGN_DATA,
+                    _ => codes::DATABASE_DOES_NOT_START,
+                };
+                let dir = self.instance.layout.data_dir.display();
+                let why = format!("the data directory {dir} cannot be used: {why} ({code})");
+                (DataDir::Unusable(why), None, None)
             }
             postgres::DataDir::Present(control) => {
                 let identifier = control.system_identifier;
                 if cluster.is_some_and(|known| known != identifier) {
                     let why = format!(
-                        "the data directory belongs to another cluster: its system identifier is {identifier}; it is left untouched (SEMPRE-0051)"
+                        "the data directory {} belongs to another cluster: its system identifier is {identifier}, and this cluster's is {}; it is left untouched ({})",
+                        self.instance.layout.data_dir.display(),
+                        cluster.unwrap_or_default(),
+                        codes::FOREIGN_DATA
                     );
                     return (DataDir::Unusable(why), Some(identifier), None);
                 }
@@ -441,7 +456,28 @@ fn encryption_of(record: &Record, own_certificate: bool) -> Encryption {
 
     pub(crate) async fn start(&self, lease: Option<Lease>) -> Result<()> {
         let command = self.instance().start_command();
+    /// PostgreSQL would start all the same if it could listen on one of its addresses, and
+    /// nobody would find it on the others.
+    fn refuse_taken_port(&self) -> Result<()> {
+        let Instance { listen_addresses, port, .. } = self.instance();
+        for host in listen_addresses {
+            let Ok(ip) = host.parse::<IpAddr>() else { continue };
+            let socket = if ip.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            socket.set_reuseaddr(true)?;
+            match socket.bind(SocketAddr::new(ip, *port)) {
+                Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
+                    let code = codes::PORT_IN_USE;
+                    bail!("PostgreSQL cannot listen on {ip}:{port}: {e} ({code})");
+                }
+                // One that is not there yet may come while it runs.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
             encryption: self.own_encryption(),
+        self.refuse_taken_port()?;
         let request = StartRequest {
             program: command.program,
             args: command.args,

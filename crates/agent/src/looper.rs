@@ -15,8 +15,12 @@ use crate::{
     membership, routing,
     state::{Report, State},
 };
+use sempre_api::codes;
 use sempre_consensus::Consensus;
-use sempre_decide::{Millis, leader, member};
+use sempre_decide::{
+    Millis, leader,
+    member::{self, DataDir},
+};
 use sempre_guard::{GuardClient, GuardStatus};
 use sempre_model::{
     Command, Generation, MemberId, Record,
@@ -53,6 +57,8 @@ const SYNC_SETTLE_MS: u64 = 300;
 const RENEW_WITHIN: Duration = Duration::from_secs(3);
 /// Between two rounds of housekeeping, ms.
 const HOUSEKEEPING_MS: u64 = 10_000;
+/// Between two looks at a data directory that cannot be used.
+const LOOK_AGAIN_MS: u64 = 2_000;
 
 /// Something happened.
 pub enum Event {
@@ -267,7 +273,10 @@ impl Looper {
                 let answered = self.state.report.answers || self.state.report.hung;
                 if !answered {
                     let log = self.executor.log_tail();
-                    self.state.failed(format!("the database ended while starting ({why}): {log}"));
+                    self.state.failed(format!(
+                        "the database ended while starting ({why}): {log} ({})",
+                        codes::DATABASE_DOES_NOT_START
+                    ));
                 }
             }
             self.state.report.answers = false;
@@ -337,6 +346,12 @@ impl Looper {
                 if done.fenced.is_some() {
                     self.state.fenced = done.fenced;
                 }
+                    if let DataDir::Unusable(why) = &data {
+                        if self.state.data != data {
+                            tracing::error!(why, "the database cannot be started");
+                        }
+                        self.state.retry_at = now + LOOK_AGAIN_MS;
+                    }
                 if done.settings_written == Some(self.settings_change) {
                     self.state.settings_differ = false;
                 }
@@ -436,10 +451,10 @@ impl Looper {
                 tracing::info!(rule = next.rule, step = ?next.step, "step");
                 self.start(Job::Step(next.step));
             }
-            self.inspect();
+            self.inspect(now);
             return;
         }
-        self.inspect();
+        self.inspect(now);
         if self.job.is_none()
             && let Some(job) = self.upkeep(now)
         {
@@ -456,7 +471,11 @@ impl Looper {
         member::next(&local)
     }
 
-    fn inspect(&mut self) {
+    fn inspect(&mut self, now: Millis) {
+        // One that cannot be used may have been put right meanwhile.
+        self.inspect_due |= matches!(self.state.data, DataDir::Unusable(_))
+            && self.state.guard.postmaster.is_none()
+            && now >= self.state.retry_at;
         if self.inspect_due && self.job.is_none() {
             self.inspect_due = false;
             self.start(Job::Inspect);

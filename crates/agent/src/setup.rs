@@ -10,6 +10,7 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
+use sempre_api::{Code, codes};
 use sempre_consensus::{
     CallKind, Consensus, ConsensusConfig, RaftConsensus, Transport, TransportError,
 };
@@ -94,7 +95,12 @@ pub async fn join(config: &Config, token: &JoinToken) -> Result<NodeId> {
             Err(sempre_net::StrangerError::Answered {
                 error: sempre_net::RpcError::Refused(why),
                 ..
-            }) => bail!("{} cannot join: {why}", config.name),
+            }) => {
+                // The member that refuses names the code at the end of its words.
+                let code = Code::named_in(&why).unwrap_or(codes::REFUSED);
+                let why = why.trim_end_matches(&format!(" ({code})"));
+                return Err(code.error(format!("{} cannot join", config.name), why).into());
+            }
             Err(e) => {
                 tried.push(e.to_string());
                 continue;
@@ -108,23 +114,22 @@ pub async fn join(config: &Config, token: &JoinToken) -> Result<NodeId> {
         dir.set_who(&Who::new(config.name.clone(), answer.node, answer.cluster_id, false))?;
         return Ok(answer.node);
     }
-    bail!(
-        "{} could not join: no address of the token answered\n  {}",
-        config.name,
-        tried.join("\n  ")
-    )
+    let what = format!("{} could not join: no address of the token answered", config.name);
+    let next = "Check that `sempre run` runs on these members, and that their peer port can be reached from here.";
+    let foreign = tried.iter().any(|why| why.contains(sempre_net::FOREIGN_AUTHORITY));
+    let error = match foreign {
+        true => codes::PEER_REFUSED.error(what, tried.join("\n")),
+        false => codes::UNREACHABLE.error(what, tried.join("\n")).next(next),
+    };
+    Err(error.into())
 }
 
 fn refuse_twice(dir: &MemberDir) -> Result<()> {
-    if let Some(who) = dir.who()? {
-        bail!(
-            "{} holds member {} of cluster {} already; `sempre run` starts it, or choose another `dir`",
-            dir.root().display(),
-            who.name,
-            who.cluster_id
-        );
-    }
-    Ok(())
+    let Some(who) = dir.who()? else { return Ok(()) };
+    let what = format!("{} holds member {} already", dir.root().display(), who.name);
+    let why = format!("it is of cluster {}", who.cluster_id);
+    let next = "`sempre run` starts it; or choose another `dir` in the config file.";
+    Err(codes::MEMBER_EXISTS.error(what, why).next(next).into())
 }
 
 /// A random word of `bytes` bytes.

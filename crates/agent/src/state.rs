@@ -312,6 +312,10 @@ impl State {
                 ProcessState::Failing(self.last_failure.clone().unwrap_or_default())
             }
             None if self.crashed_at.is_some() => ProcessState::Crashed,
+        if let (None, DataDir::Unusable(why)) = (&self.guard.postmaster, &self.data) {
+            // Trying to start it would not help: someone has to put it right first.
+            return ProcessState::Failing(why.clone());
+        }
             None => ProcessState::Stopped,
         }
     }

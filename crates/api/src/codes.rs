@@ -186,6 +186,13 @@ impl Code {
         TABLE.iter().map(|entry| entry.code).find(|code| code.0 == number)
     }
 
+    /// The first code that a text names, such as `... (SEMPRE-0042)`: notes of members and errors
+    /// of peers travel as text.
+    pub fn named_in(text: &str) -> Option<Self> {
+        text.match_indices("SEMPRE-")
+            .find_map(|(at, _)| text.get(at..at + 11).and_then(Self::parse))
+    }
+
     /// An error with this code; what to do next is what the table says.
     pub fn error(self, what: impl Into<String>, why: impl Into<String>) -> ActionError {
         ActionError {
@@ -338,6 +345,9 @@ mod tests {
             assert_eq!(Code::parse(&entry.code.to_string()), Some(entry.code));
             assert_eq!(entry.code.entry(), entry);
         }
+        let named = |text| Code::named_in(text).map(|code| code.to_string());
+        assert_eq!(named("no SEMPRE-9999 but (SEMPRE-0051)").as_deref(), Some("SEMPRE-0051"));
+        assert_eq!(named("SEMPRE-é0051 SEMPRE-"), None);
         for bad in ["", "SEMPRE-", "SEMPRE-1", "SEMPRE-9999", "SEMPRE-00001", "SEMPRE-+001"] {
             assert_eq!(Code::parse(bad), None, "{bad}");
         }

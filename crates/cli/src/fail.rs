@@ -44,6 +44,12 @@ impl Fail {
         code.error(what, why).into()
     }
 
+    /// What was typed is at fault, whatever the code says.
+    pub fn typed(mut self) -> Self {
+        self.exit = USAGE;
+        self
+    }
+
     /// With a better hint than the table's.
     pub fn next(mut self, next: impl Into<String>) -> Self {
         self.next = next.into();
@@ -52,6 +58,10 @@ impl Fail {
 
     /// An error of the agent: its chain, and the code that fits it.
     pub fn agent(what: impl Into<String>, error: &anyhow::Error) -> Self {
+        // One that says already what happened, why and what to do is passed on as it is.
+        if let Some(said) = error.downcast_ref::<ActionError>() {
+            return said.clone().into();
+        }
         let why = format!("{error:#}");
         match code_of(error) {
             Some(code) => Self::coded(code, what, why),

@@ -36,7 +36,10 @@ fn main() -> ExitCode {
     {
         return sempre_guard::main(Path::new(&dir));
     }
-    let arguments = arguments::Arguments::parse();
+    let arguments = match arguments::Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return mistyped(&error),
+    };
     let json = arguments.json;
     match dispatch(arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,6 +48,20 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit)
         }
     }
+}
+
+/// Help and version are no errors; the rest is told as JSON where that was wished.
+fn mistyped(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && std::env::args_os().any(|word| word == "--json") {
+        let text = error.render().to_string();
+        let (why, next) = text.split_once("\n\n").unwrap_or((&text, ""));
+        let why = why.trim_start_matches("error: ");
+        Fail::usage("the command line cannot be used", why, next).print(true);
+    } else {
+        // A reader that went away is no error.
+        let _ = error.print();
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(fail::USAGE))
 }
 
 fn dispatch(arguments: arguments::Arguments) -> Result<(), Fail> {

@@ -6,7 +6,7 @@ use crate::{
     fail::Fail,
     logs, privileges,
 };
-use sempre_api::apply_policy_changes;
+use sempre_api::{apply_policy_changes, codes};
 use sempre_model::{Policy, policy::PolicyError};
 use sempre_net::JoinToken;
 use std::io::Read;
@@ -31,7 +31,6 @@ pub fn pair(text: &str) -> Result<(String, String), Fail> {
 
 /// An error of the policy, with its code.
 pub fn policy_error(error: &PolicyError) -> Fail {
-    use sempre_api::codes;
     let code = match error {
         PolicyError::UnknownKey { .. } => codes::UNKNOWN_POLICY_KEY,
         PolicyError::BadValue { .. } => codes::BAD_POLICY_VALUE,
@@ -68,11 +67,9 @@ pub fn init(scene: &Scene, cluster: &str, set: &[String]) -> Result<(), Fail> {
 pub fn join(scene: &Scene, token: &str) -> Result<(), Fail> {
     let config = scene.read_config()?;
     let token: JoinToken = token.trim().parse().map_err(|error: sempre_net::BadToken| {
-        Fail::usage(
-            "the token cannot be used",
-            error.to_string(),
-            "`sempre token` on a member prints one.",
-        )
+        Fail::coded(codes::TOKEN_UNKNOWN, "the token cannot be used", error.to_string())
+            .next("`sempre token` on a member prints one. Copy all of it.")
+            .typed()
     })?;
     privileges::become_member(&config)?;
     connect::block_on(async {

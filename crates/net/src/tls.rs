@@ -97,6 +97,9 @@ pub fn client_config(identity: Arc<Identity>) -> Result<ClientConfig, Error> {
     Ok(config)
 }
 
+/// Part of the words of a call that met a member of another cluster than its token is for.
+pub const FOREIGN_AUTHORITY: &str = "it belongs to another cluster than the token (CA fingerprint)";
+
 /// The side that calls, as a stranger who knows the authority by its fingerprint. Which member
 /// answers does not matter to a newcomer: all of them may let it in.
 pub fn stranger_config(ca_fingerprint: &str) -> Result<ClientConfig, Error> {
@@ -104,11 +107,7 @@ pub fn stranger_config(ca_fingerprint: &str) -> Result<ClientConfig, Error> {
     let mut config = config_of(
         Checked::new(move |end_entity, intermediates, _, now| {
             let ca = intermediates.iter().find(|ca| fingerprint(ca) == wanted);
-            let ca = ca.ok_or_else(|| {
-                Error::General(
-                    "it belongs to another cluster than the token (CA fingerprint)".into(),
-                )
-            })?;
+            let ca = ca.ok_or_else(|| Error::General(FOREIGN_AUTHORITY.into()))?;
             let mut roots = RootCertStore::empty();
             roots.add(ca.clone())?;
             signed_by(end_entity, &roots, now)

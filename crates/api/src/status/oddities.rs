@@ -2,6 +2,7 @@
 
 use super::{MemberRole, MemberStatus, PathState, Status};
 use crate::{
+    codes::{self, Code},
     render::cause_words,
     snapshot::Snapshot,
     units::{show_bytes, show_ms, show_time_short},
@@ -254,7 +255,12 @@ fn database_oddities(
         ProcessState::Failing(why) => found.push(odd(
             format!("the database of {name} does not start"),
             why.clone(),
-            format!("put right what PostgreSQL names, then `sempre restart {name}`; or `sempre reinit {name}`"),
+            match Code::named_in(why).filter(|code| *code != codes::DATABASE_DOES_NOT_START) {
+                Some(code) => code.entry().next.to_owned(),
+                None => format!(
+                    "put right what PostgreSQL names, then `sempre restart {name}`; or `sempre reinit {name}`"
+                ),
+            },
         )),
         ProcessState::Crashed | ProcessState::Hung | ProcessState::Stopped if member.busy.is_none() => {
             let do_ = if status.paused {
