@@ -38,6 +38,7 @@ pub mod net;
 pub mod observe;
 pub mod oracle;
 pub mod raft;
+pub mod record;
 pub mod rng;
 pub mod run;
 pub mod scenario;

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use sempre_decide::{leader, member};
-use sempre_sim::{Bug, Outcome, Scenario, run, run_many, stats::Stats};
+use sempre_sim::{Bug, Outcome, Scenario, record, run, run_many, stats::Stats};
 use std::{process::ExitCode, time::Instant};
 
 /// Simulates whole clusters and checks the four rules all the while.
@@ -27,22 +27,51 @@ struct Args {
     #[arg(long)]
     keep_going: bool,
     /// Put a bug in, to see that it is found.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "raft")]
     bug: Option<Bug>,
+    /// Simulate the record by itself: the real consensus crate, its Raft and its store.
+    #[arg(long)]
+    raft: bool,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(seed) = args.seed {
-        let outcome = run(seed, args.bug, args.trace);
-        println!("seed {seed}: trace {:016x}", outcome.hash);
-        if outcome.violation.is_some() {
-            show_failure(&outcome, args.bug, !args.trace);
+        let seen = match args.raft {
+            true => Seen::from(record::run(seed, None, args.trace)),
+            false => Seen::from(run(seed, args.bug, args.trace)),
+        };
+        println!("seed {seed}: trace {:016x}", seen.hash);
+        if seen.violation.is_some() {
+            show_failure(&args, &seen, !args.trace);
             return ExitCode::FAILURE;
         }
         return ExitCode::SUCCESS;
     }
     many(&args)
+}
+
+/// What became of a seed, of either kind.
+struct Seen {
+    seed: u64,
+    hash: u64,
+    violation: Option<(&'static str, String)>,
+    newest: Vec<String>,
+    stats: Stats,
+}
+
+impl From<Outcome> for Seen {
+    fn from(outcome: Outcome) -> Self {
+        let Outcome { seed, hash, violation, newest, stats } = outcome;
+        Self { seed, hash, violation: violation.map(|v| (v.invariant, v.what)), newest, stats }
+    }
+}
+
+impl From<record::Outcome> for Seen {
+    fn from(outcome: record::Outcome) -> Self {
+        let record::Outcome { seed, hash, violation, newest, stats } = outcome;
+        Self { seed, hash, violation: violation.map(|v| (v.invariant, v.what)), newest, stats }
+    }
 }
 
 fn many(args: &Args) -> ExitCode {
@@ -51,24 +80,28 @@ fn many(args: &Args) -> ExitCode {
     let began = Instant::now();
     let (mut ran, mut failed) = (0u64, Vec::new());
     let mut stats = Stats::default();
-    run_many(args.from, args.seeds, threads, args.bug, |outcome| {
+    let mut done = |seen: Seen| {
         ran += 1;
-        stats.add(&outcome.stats);
-        if outcome.violation.is_some() {
+        stats.add(&seen.stats);
+        if seen.violation.is_some() {
             if args.keep_going {
-                show_short(&outcome);
+                show_short(&seen);
             } else {
-                show_failure(&outcome, args.bug, true);
+                show_failure(args, &seen, true);
             }
-            failed.push(outcome.seed);
+            failed.push(seen.seed);
         }
         if ran % 200 == 0 {
             println!("{ran} of {} seeds, {:.0} s", args.seeds, began.elapsed().as_secs_f64());
         }
         args.keep_going || failed.is_empty()
-    });
+    };
+    match args.raft {
+        true => record::run_many(args.from, args.seeds, threads, None, |o| done(o.into())),
+        false => run_many(args.from, args.seeds, threads, args.bug, |o| done(o.into())),
+    }
     summary(&stats, ran, began.elapsed().as_secs_f64());
-    let unreached = unreached(&stats);
+    let unreached = if args.raft { Vec::new() } else { unreached(&stats) };
     if args.seeds >= 500 && !unreached.is_empty() && failed.is_empty() {
         println!("rules never reached: {}", unreached.join(", "));
         return ExitCode::FAILURE;
@@ -83,20 +116,24 @@ fn many(args: &Args) -> ExitCode {
     }
 }
 
-fn show_short(outcome: &Outcome) {
-    if let Some(v) = &outcome.violation {
-        println!("seed {} FAILED {}: {}", outcome.seed, v.invariant, v.what);
+fn show_short(seen: &Seen) {
+    if let Some((invariant, what)) = &seen.violation {
+        println!("seed {} FAILED {invariant}: {what}", seen.seed);
     }
 }
 
-fn show_failure(outcome: &Outcome, bug: Option<Bug>, lines: bool) {
-    let seed = outcome.seed;
-    println!("{:?}", Scenario::new(seed, bug));
-    if lines {
-        outcome.newest.iter().for_each(|line| println!("  {line}"));
+fn show_failure(args: &Args, seen: &Seen, lines: bool) {
+    let seed = seen.seed;
+    match args.raft {
+        true => println!("{:?}", record::Shape::new(seed, None)),
+        false => println!("{:?}", Scenario::new(seed, args.bug)),
     }
-    show_short(outcome);
-    println!("replay: cargo run --release --manifest-path sim/Cargo.toml -- --seed {seed} --trace");
+    if lines {
+        seen.newest.iter().for_each(|line| println!("  {line}"));
+    }
+    show_short(seen);
+    let raft = if args.raft { " --raft" } else { "" };
+    println!("replay: cd sim && cargo run --release --{raft} --seed {seed} --trace");
 }
 
 fn unreached(stats: &Stats) -> Vec<String> {

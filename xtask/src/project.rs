@@ -30,9 +30,11 @@ pub fn cargo() -> Command {
     command
 }
 
-/// The manifest of the simulation.
-pub fn sim_manifest() -> PathBuf {
-    root().join("sim").join("Cargo.toml")
+/// Cargo in the simulation's folder: only there does it read the simulation's own settings.
+pub fn sim_cargo() -> Command {
+    let mut command = cargo();
+    command.current_dir(root().join("sim"));
+    command
 }
 
 /// Builds `sempre` in release mode, and says where it is.

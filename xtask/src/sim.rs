@@ -9,19 +9,24 @@ pub struct Arguments {
     /// How many seeds
     #[arg(long, default_value_t = 2000)]
     seeds: u64,
-    /// Begin with this one; with `--seeds 1` it alone is run
+    /// Only this one; `-- --trace` prints what happens in it
     #[arg(long)]
     seed: Option<u64>,
+    /// The record by itself instead of whole clusters: the real consensus crate
+    #[arg(long)]
+    raft: bool,
     /// Passed on to the simulation
     #[arg(last = true)]
     more: Vec<String>,
 }
 
 /// How the simulation is run.
-pub fn command(seeds: u64, seed: Option<u64>, more: &[String]) -> Command {
-    let mut command = project::cargo();
-    command.args(["run", "--quiet", "--release", "--manifest-path"]).arg(project::sim_manifest());
-    command.args(["--", "--seeds", &seeds.to_string()]);
+pub fn command(seeds: u64, seed: Option<u64>, raft: bool, more: &[String]) -> Command {
+    let mut command = project::sim_cargo();
+    command.args(["run", "--quiet", "--release", "--", "--seeds", &seeds.to_string()]);
+    if raft {
+        command.arg("--raft");
+    }
     if let Some(seed) = seed {
         command.args(["--seed", &seed.to_string()]);
     }
@@ -30,6 +35,6 @@ pub fn command(seeds: u64, seed: Option<u64>, more: &[String]) -> Command {
 }
 
 pub fn main(arguments: &Arguments) -> Result<bool> {
-    let mut command = command(arguments.seeds, arguments.seed, &arguments.more);
+    let mut command = command(arguments.seeds, arguments.seed, arguments.raft, &arguments.more);
     Ok(command.status().context("could not start cargo")?.success())
 }

@@ -15,6 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// For so many simulated clusters one record is simulated: it takes several times as long.
+const RECORD_SHARE: u64 = 8;
+
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Only suites whose name contains this; several times if wished
@@ -60,8 +63,8 @@ fn command(words: &str) -> Command {
 
 /// `words` for the simulation's own workspace.
 fn in_sim(words: &str) -> Command {
-    let mut command = command(words);
-    command.arg("--manifest-path").arg(project::sim_manifest());
+    let mut command = project::sim_cargo();
+    command.args(words.split_whitespace());
     command
 }
 
@@ -116,7 +119,12 @@ fn suites(arguments: &Arguments) -> Vec<Suite> {
         Suite::new(
             "simulated clusters",
             Count::Lines(Dialect::Seeds),
-            [sim::command(arguments.seeds, None, &[])],
+            [sim::command(arguments.seeds, None, false, &[])],
+        ),
+        Suite::new(
+            "simulated records",
+            Count::Lines(Dialect::Seeds),
+            [sim::command(arguments.seeds / RECORD_SHARE, None, true, &[])],
         ),
         lab(arguments.runs),
     ]
