@@ -2,15 +2,13 @@
 
 mod common;
 
-use common::{processes_below, psql, sempre, told, until};
+use common::{base_port, processes_below, psql, sempre, told, until};
 use serde_json::Value;
 use std::{
     fs,
     io::{BufRead, BufReader},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Stdio},
-    sync::atomic::{AtomicU16, Ordering},
 };
 
 /// A demo; killed when dropped.
@@ -84,19 +82,6 @@ impl Drop for Demo {
         }
         let dir = self.folder.path().to_owned();
         until("all is gone", || processes_below(&dir).is_empty().then_some(()));
-    }
-}
-
-/// Ports that are likely to be free: the demo looks at each itself.
-fn base_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let own = u16::try_from(std::process::id() % 300).unwrap() * 100;
-    loop {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let base = 2_000 + (own + number * 100) % 30_000;
-        if TcpListener::bind(("127.0.0.1", base)).is_ok() {
-            return base;
-        }
     }
 }
 

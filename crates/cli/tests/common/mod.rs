@@ -1,11 +1,16 @@
 //! What the tests share.
 #![allow(dead_code)]
 
+pub mod cluster;
+pub mod writer;
+
 use std::{
     fs,
+    net::TcpListener,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -38,6 +43,19 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         }
         assert!(Instant::now() < deadline, "waited too long until {what}");
         std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The first of a hundred ports that are likely to be free.
+pub fn base_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let own = u16::try_from(std::process::id() % 300).unwrap() * 100;
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let base = 2_000 + (own + number * 100) % 30_000;
+        if TcpListener::bind(("127.0.0.1", base)).is_ok() {
+            return base;
+        }
     }
 }
 

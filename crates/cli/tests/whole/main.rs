@@ -1,0 +1,15 @@
+//! The whole program on real PostgreSQL: clusters made, used, broken and looked after as an
+//! operator would, each test with members of its own.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod adoption;
+mod beside;
+mod care;
+mod disaster;
+mod durability;
+mod hand_over;
+mod tags;
+mod witness;
+mod zones;
