@@ -9,12 +9,19 @@ use crate::{
 use bytes::Bytes;
 use http::{Method, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
 use sempre_model::record::{Event, HistoryEntry};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
-use std::time::Duration;
-use tokio::net::TcpStream;
+use std::{io, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    task::JoinHandle,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// The longest a connection may take to come about. A member that is up answers at once.
 const CONNECT_TIME: Duration = Duration::from_secs(2);
@@ -84,14 +91,24 @@ struct Failure {
 /// A client of one cluster.
 #[derive(Clone)]
 pub struct Client {
-    /// `host:port`, in the order they are tried.
-    authorities: Vec<String>,
+    /// In the order they are tried.
+    places: Vec<Place>,
     token: Option<String>,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+/// Where a member answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    /// `host:port`.
+    authority: String,
+    /// `http://` or `https://` was said; without, by TLS if this client can.
+    tls: Option<bool>,
 }
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("authorities", &self.authorities).finish_non_exhaustive()
+        f.debug_struct("Client").field("places", &self.places).finish_non_exhaustive()
     }
 }
 
@@ -103,17 +120,21 @@ struct Answer {
 }
 
 impl Client {
-    /// Talks to these members, `http://host:port` each, in this order. The token is needed by
-    /// what changes something.
+    /// Talks to these members, `host:port` each, in this order, in clear; with `https://` before
+    /// it, by TLS only. The token is needed by what changes something.
     pub fn new(
         base_urls: impl IntoIterator<Item = impl AsRef<str>>,
         token: Option<String>,
     ) -> Result<Self, ClientError> {
-        let authorities = base_urls
-            .into_iter()
-            .map(|url| authority(url.as_ref()))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { authorities, token })
+        let places =
+            base_urls.into_iter().map(|url| place(url.as_ref())).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { places, token, tls: None })
+    }
+
+    /// Talks by TLS to every member whose address does not say `http://`. There is no way back to
+    /// clear text: whoever is in between could ask for it.
+    pub fn with_tls(self, tls: Arc<ClientConfig>) -> Self {
+        Self { tls: Some(tls), ..self }
     }
 
     /// `/v1/status`.
@@ -175,11 +196,11 @@ impl Client {
         within: Duration,
     ) -> Result<Answer, ClientError> {
         let mut tried = Vec::new();
-        for authority in &self.authorities {
-            match self.send_to(authority, &method, path, body, within).await {
+        for place in &self.places {
+            match self.send_to(place, &method, path, body, within).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failed { why, sent }) => {
-                    tried.push(format!("{authority}: {why}"));
+                    tried.push(format!("{}: {why}", place.authority));
                     if sent && method != Method::GET {
                         break;
                     }
@@ -192,21 +213,26 @@ impl Client {
 
     async fn send_to(
         &self,
-        authority: &str,
+        place: &Place,
         method: &Method,
         path: &str,
         body: &Value,
         within: Duration,
     ) -> Result<Answer, Failed> {
         let unsent = |why: String| Failed { why, sent: false };
+        let authority = place.authority.as_str();
         let stream = tokio::time::timeout(CONNECT_TIME, TcpStream::connect(authority))
             .await
             .map_err(|_| unsent("it cannot be connected to in time".into()))?
             .map_err(|error| unsent(error.to_string()))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| unsent(error.to_string()))?;
-        let driver = tokio::spawn(connection);
+        let encrypted = place.tls.unwrap_or(self.tls.is_some());
+        let scheme = if encrypted { "https" } else { "http" };
+        let (mut sender, driver) = match encrypted {
+            false => speak(stream).await.map_err(unsent)?,
+            true => speak(self.encrypt(authority, stream).await.map_err(unsent)?)
+                .await
+                .map_err(unsent)?,
+        };
         let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
         let mut request = Request::builder()
             .method(method)
@@ -227,12 +253,47 @@ impl Client {
         driver.abort();
         match result {
             Ok(Ok((status, body))) => {
-                Ok(Answer { url: format!("http://{authority}{path}"), status, body })
+                Ok(Answer { url: format!("{scheme}://{authority}{path}"), status, body })
             }
             Ok(Err(why)) => Err(Failed { why, sent: true }),
             Err(_) => Err(Failed { why: "it does not answer in time".into(), sent: true }),
         }
     }
+}
+
+impl Client {
+    async fn encrypt(
+        &self,
+        authority: &str,
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, String> {
+        let Some(tls) = &self.tls else { return Err("no CA is known to check it by".into()) };
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(host).map_err(|error| error.to_string())?;
+        let connecting = TlsConnector::from(tls.clone()).connect(name, stream);
+        match tokio::time::timeout(CONNECT_TIME, connecting).await {
+            Ok(connected) => connected.map_err(|error| match error.kind() {
+                // Who does not speak TLS just closes.
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                    "it does not speak TLS; is `[rest] tls` off there?".into()
+                }
+                _ => format!("TLS: {error}"),
+            }),
+            Err(_) => Err("it does not shake hands in time".into()),
+        }
+    }
+}
+
+type Body = Full<Bytes>;
+
+/// Begins HTTP on a connection.
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<(SendRequest<Body>, JoinHandle<hyper::Result<()>>), String> {
+    let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = shaken.map_err(|error| error.to_string())?;
+    Ok((sender, tokio::spawn(connection)))
 }
 
 struct Failed {
@@ -241,14 +302,17 @@ struct Failed {
     sent: bool,
 }
 
-fn authority(url: &str) -> Result<String, ClientError> {
+fn place(url: &str) -> Result<Place, ClientError> {
     let bad = || ClientError::BadAddress(url.chars().take(100).collect());
-    let rest = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
+    let schemes = [("http://", false), ("https://", true)];
+    let said = schemes.iter().find_map(|(s, tls)| Some((url.strip_prefix(s)?, Some(*tls))));
+    let (rest, tls) = said.unwrap_or((url, None));
+    let rest = rest.trim_end_matches('/');
     let authority: http::uri::Authority = rest.parse().map_err(|_| bad())?;
     if authority.port_u16().is_none() || authority.host().is_empty() || rest.contains('@') {
         return Err(bad());
     }
-    Ok(rest.to_owned())
+    Ok(Place { authority: rest.to_owned(), tls })
 }
 
 fn read<T: DeserializeOwned>(answer: &Answer) -> Result<T, ClientError> {
@@ -268,11 +332,16 @@ mod tests {
 
     #[test]
     fn addresses_are_checked() {
-        for good in ["http://10.0.0.1:8008", "10.0.0.1:8008", "http://[::1]:8008/", "db1:8008"] {
-            assert!(authority(good).is_ok(), "{good}");
+        for good in ["http://10.0.0.1:8008", "https://a:1", "http://[::1]:8008/", "db1:8008"] {
+            assert!(place(good).is_ok(), "{good}");
         }
-        for bad in ["", "http://", "https://a:1", "a", "http://a", "a:b", "x@y:1", "a b:1"] {
-            assert!(authority(bad).is_err(), "{bad}");
+        assert_eq!(
+            place("https://a:1").unwrap(),
+            Place { authority: "a:1".into(), tls: Some(true) }
+        );
+        assert_eq!(place("a:1").unwrap().tls, None);
+        for bad in ["", "http://", "ftp://a:1", "a", "http://a", "a:b", "x@y:1", "a b:1"] {
+            assert!(place(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,7 +1,8 @@
 //! REST: Patroni's endpoints, for the load balancers, exporters and operators that are written
 //! against them, and sempre's own below `/v1/`. HTTP/1.1.
 //!
-//! Reading is open. What changes something needs the cluster's REST token. Every limit is a named
+//! Reading is open. What changes something needs the cluster's REST token, and encryption where
+//! it comes from another machine ([`Transport`]). Every limit is a named
 //! constant here: garbage, slow clients and large bodies cost a connection at the most.
 
 mod actions;
@@ -11,9 +12,11 @@ mod health;
 mod patroni;
 mod patroni_config;
 mod server;
+mod transport;
 mod v1;
 
-pub use server::{ApiError, ApiServer, serve};
+pub use server::{ApiError, ApiServer, serve, serve_with};
+pub use transport::{Clear, Transport};
 
 use crate::{
     backend::Backend,

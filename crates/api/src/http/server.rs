@@ -1,11 +1,15 @@
 //! Listening: sockets, connections and their limits.
 
-use super::{ACTIONS_MAX, Context, POLLS_MAX, REQUEST_TIME, Shared, answer, router};
+use super::{
+    ACTIONS_MAX, Context, POLLS_MAX, REQUEST_TIME, Shared, Transport, answer, router,
+    transport::{Came, Opened, open},
+};
 use crate::{backend::Backend, codes};
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinHandle,
@@ -82,9 +86,18 @@ impl Drop for ApiServer {
     }
 }
 
+/// Listens on every address and answers from `backend`, in clear.
+pub fn serve(listen: Vec<SocketAddr>, backend: Arc<dyn Backend>) -> Result<ApiServer, ApiError> {
+    serve_with(listen, backend, Transport::clear())
+}
+
 /// Listens on every address and answers from `backend`, until the [`ApiServer`] is dropped.
 /// To be called within a tokio runtime. All addresses are bound, or none.
-pub fn serve(listen: Vec<SocketAddr>, backend: Arc<dyn Backend>) -> Result<ApiServer, ApiError> {
+pub fn serve_with(
+    listen: Vec<SocketAddr>,
+    backend: Arc<dyn Backend>,
+    transport: Transport,
+) -> Result<ApiServer, ApiError> {
     if listen.is_empty() {
         return Err(ApiError::NoAddress);
     }
@@ -99,7 +112,7 @@ pub fn serve(listen: Vec<SocketAddr>, backend: Arc<dyn Backend>) -> Result<ApiSe
         polls: Semaphore::new(POLLS_MAX),
         actions: Semaphore::new(ACTIONS_MAX),
     });
-    let router = router(shared);
+    let site = Site { router: router(shared), transport: Arc::new(transport) };
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let stop = watch::Sender::new(false);
     let addresses = listeners.iter().map(|(address, _)| *address).collect();
@@ -107,11 +120,18 @@ pub fn serve(listen: Vec<SocketAddr>, backend: Arc<dyn Backend>) -> Result<ApiSe
         .into_iter()
         .map(|(_, listener)| {
             let accepting =
-                accept(listener, router.clone(), Arc::clone(&connections), stop.subscribe());
+                accept(listener, site.clone(), Arc::clone(&connections), stop.subscribe());
             runtime.spawn(accepting)
         })
         .collect();
     Ok(ApiServer { addresses, stop, tasks })
+}
+
+/// What all connections share.
+#[derive(Clone)]
+struct Site {
+    router: Router,
+    transport: Arc<Transport>,
 }
 
 fn bind(address: SocketAddr) -> io::Result<(SocketAddr, TcpListener)> {
@@ -130,7 +150,7 @@ fn listen_error(address: SocketAddr, source: io::Error) -> ApiError {
 
 async fn accept(
     listener: TcpListener,
-    router: Router,
+    site: Site,
     connections: Arc<Semaphore>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -142,11 +162,11 @@ async fn accept(
             _ = stop.wait_for(|stopping| *stopping) => return,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let router = router.clone();
+            Ok((stream, peer)) => {
+                let site = site.clone();
                 let stop = stop.clone();
                 tokio::spawn(async move {
-                    connection(stream, router, stop).await;
+                    begin(stream, peer, site, stop).await;
                     drop(permit);
                 });
             }
@@ -158,10 +178,29 @@ async fn accept(
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
+async fn begin(stream: TcpStream, peer: SocketAddr, site: Site, mut stop: watch::Receiver<bool>) {
     // Answers are small and written whole.
     let _unsupported = stream.set_nodelay(true);
-    let service = hyper::service::service_fn(move |request| answer_one(router.clone(), request));
+    let opened = tokio::select! {
+        opened = open(stream, &site.transport) => opened,
+        _ = stop.wait_for(|stopping| *stopping) => return,
+    };
+    let came = |encrypted| Came { encrypted, from: peer.ip() };
+    match opened {
+        Ok(Opened::Clear(stream)) => connection(stream, came(false), site, stop).await,
+        Ok(Opened::Encrypted(stream)) => connection(*stream, came(true), site, stop).await,
+        Err(error) => tracing::debug!(%peer, %error, "a REST connection did not begin"),
+    }
+}
+
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    came: Came,
+    site: Site,
+    mut stop: watch::Receiver<bool>,
+) {
+    let service =
+        hyper::service::service_fn(move |request| answer_one(site.clone(), came, request));
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
@@ -185,11 +224,16 @@ async fn connection(stream: TcpStream, router: Router, mut stop: watch::Receiver
 }
 
 async fn answer_one(
-    router: Router,
+    site: Site,
+    came: Came,
     request: hyper::Request<hyper::body::Incoming>,
 ) -> Result<answer::Response, Infallible> {
     use hyper::service::Service;
-    let service = hyper_util::service::TowerToHyperService::new(router);
+    if let Err(refused) = site.transport.clear.check(came, request.method()) {
+        tracing::warn!(from = %came.from, path = request.uri().path(), "refused: it came in clear");
+        return Ok(answer::error(&refused));
+    }
+    let service = hyper_util::service::TowerToHyperService::new(site.router);
     match tokio::time::timeout(REQUEST_TIME, service.call(request)).await {
         Ok(answered) => answered,
         Err(_) => Ok(answer::error(&codes::TIMED_OUT.error(
