@@ -455,6 +455,9 @@ fn first_log(scenario: &Scenario, names: &[MemberId]) -> Vec<Entry> {
     payloads.push(command(Change::SetParameters {
         parameters: BTreeMap::from([("work_mem".to_owned(), Some("4MB".to_owned()))]),
     }));
-    payloads.push(command(Change::Bootstrap { primary: names[0].clone() }));
+    payloads.push(command(Change::Bootstrap {
+        primary: names[0].clone(),
+        timeline: sempre_model::Timeline(1),
+    }));
     payloads.into_iter().map(|p| Entry { term: 1, payload: Rc::new(p) }).collect()
 }

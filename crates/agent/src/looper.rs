@@ -76,6 +76,8 @@ pub enum Event {
     Proposed { rule: &'static str, error: Option<String> },
     /// A promise is on disk.
     Promised(Generation),
+    /// The longest grant is on disk, ms.
+    LongestWritten(u64),
     /// Progress of a long job, in words.
     Busy(Option<String>),
     /// The config file or the record asks for the configuration to be written again.
@@ -106,6 +108,7 @@ pub struct Looper {
     pub job: Option<(Job, JoinHandle<()>)>,
     pub fencing: Option<Generation>,
     pub promising: bool,
+    pub writing_longest: bool,
     pub proposing: bool,
     pub membership: membership::Duty,
     pub under_way: BTreeMap<(MemberId, usize), u32>,
@@ -210,6 +213,10 @@ impl Looper {
                 self.promising = false;
                 self.state.voter.promise(generation);
                 self.news = true;
+            }
+            Event::LongestWritten(longest_ms) => {
+                self.writing_longest = false;
+                self.state.voter.written(longest_ms);
             }
             Event::Busy(busy) => self.state.busy = busy,
             Event::Rewrite => {
@@ -397,6 +404,7 @@ impl Looper {
         self.keep_guard();
         self.step(now);
         self.lead(now);
+        self.keep_longest_grant(now);
         self.show(now);
     }
 
@@ -420,6 +428,27 @@ impl Looper {
     fn keep_guard(&mut self) {
         if self.state.guard.connected || self.reconnecting {
             if self.state.guard.connected {
+    /// No grant is longer than what is on disk, so the disk follows the policy.
+    fn keep_longest_grant(&mut self, now: Millis) {
+        // Without a record there is no policy that anybody chose.
+        if self.writing_longest || self.state.record.cluster.is_none() {
+            return;
+        }
+        let record = self.state.record.clone();
+        let Some(longest_ms) = self.state.voter.longest_to_write(&record.policy, now) else {
+            return;
+        };
+        self.writing_longest = true;
+        let (consensus, events) = (self.consensus.clone(), self.events.clone());
+        tokio::spawn(async move {
+            while let Err(error) = consensus.set_longest_grant_ms(longest_ms).await {
+                tracing::error!(%error, "the longest lease could not be written");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            let _ = events.send(Event::LongestWritten(longest_ms)).await;
+        });
+    }
+
                 self.reconnecting = false;
             }
             return;

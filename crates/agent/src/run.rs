@@ -92,7 +92,8 @@ pub async fn run(
         GuardClient::connect_or_spawn(&guard_dir, SpawnBinary::this_program(&guard_dir)).await?;
     let executor = Arc::new(Executor::new(&config, &dir, guard.clone(), record.clone())?);
     let applied = dir.applied();
-    let mut state = State::new(who.clone(), record.clone(), consensus.promised(), applied);
+    let voter = (consensus.promised(), consensus.longest_grant_ms());
+    let mut state = State::new(who.clone(), record.clone(), voter, applied);
     // What runs may have been configured by an older agent.
     state.settings_differ = true;
     if config.kind == MemberKind::Data {
@@ -165,6 +166,7 @@ pub async fn run(
         news: false,
         sync_written_at: 0,
         kept_house_at: 0,
+        writing_longest: false,
         inspect_due: false,
         settings_change: 0,
         reconnecting: false,

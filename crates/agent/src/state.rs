@@ -83,13 +83,20 @@ pub struct State {
 
 impl State {
     /// Knows nothing of others yet.
-    pub fn new(who: Who, record: Arc<Record>, promised: Generation, applied: Applied) -> Self {
+    ///
+    /// `promised` and `longest_grant_ms` are this voter's own, from its disk.
+    pub fn new(
+        who: Who,
+        record: Arc<Record>,
+        (promised, longest_grant_ms): (Generation, u64),
+        applied: Applied,
+    ) -> Self {
         let now = clock::now_ms();
         Self {
             me: who.name.clone(),
             who,
             standing: Standing::default(),
-            voter: Voter::new(promised, &record.policy, now),
+            voter: Voter::restored(promised, longest_grant_ms, &record.policy, now),
             holder: Holder::default(),
             heard: BTreeMap::new(),
             heard_paths: BTreeMap::new(),
@@ -132,6 +139,9 @@ impl State {
     pub fn set_record(&mut self, record: Arc<Record>) -> bool {
         let next = key(&record);
         let changed = next != self.phase_key;
+        if self.record.cluster.is_none() && record.cluster.is_some() {
+            self.voter.learn(&record.policy, self.started);
+        }
         if changed {
             // A record that was empty before is not news: this member only just learned of it.
             self.since_before_start &= self.record.cluster.is_none();

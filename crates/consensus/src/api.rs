@@ -147,6 +147,13 @@ pub trait Consensus: Send + Sync {
     /// promise than the present one changes nothing.
     async fn promise(&self, generation: Generation) -> Result<(), StoreError>;
 
+    /// The longest lease, ms, that this member may ever have granted; 0 if none was written.
+    fn longest_grant_ms(&self) -> u64;
+
+    /// Writes the longest lease, ms, that this member grants from now on. It is on disk when this
+    /// returns. It may be lowered: the caller knows what is still outstanding.
+    async fn set_longest_grant_ms(&self, longest_ms: u64) -> Result<(), StoreError>;
+
     /// Stops, and closes the files: they can be opened again once it returns.
     async fn shutdown(&self);
 }

@@ -28,6 +28,7 @@ pub(crate) struct Content {
     pub committed: Option<StoredLogId>,
     pub purged: Option<StoredLogId>,
     pub promised: Generation,
+    pub longest_grant_ms: u64,
     pub commits: u64,
     pub snapshot: Option<StoredSnapshot>,
     pub entries: Vec<StoredEntry>,
@@ -50,6 +51,7 @@ impl Content {
             committed: read_row(&meta, "meta", store::COMMITTED)?,
             purged: read_row(&meta, "meta", store::PURGED)?,
             promised: read_row(&meta, "meta", store::PROMISED)?.unwrap_or_default(),
+            longest_grant_ms: read_row(&meta, "meta", store::LONGEST_GRANT_MS)?.unwrap_or_default(),
             commits: read_row(&meta, "meta", store::COMMITS)?.unwrap_or_default(),
             snapshot: read_row(&snapshot, "snapshot", store::CURRENT)?,
             entries,
@@ -229,7 +231,13 @@ fn take_over(
     if found != node {
         return Err(OpenError::WrongNode { file, found, wanted: node });
     }
-    let store = Store::new(file, seal, database, content.commits, content.promised);
+    let store = Store::new(
+        file,
+        seal,
+        database,
+        content.commits,
+        (content.promised, content.longest_grant_ms),
+    );
     // From here on there is a seal, even where there was none.
     store.write(|_| Ok(()))?;
     store.sync_seal()?;

@@ -140,6 +140,22 @@ impl RaftConsensus {
         }
     }
 
+    /// Writes to the store.
+    async fn on_store(
+        &self,
+        work: impl FnOnce(&Store) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let store = self.store.clone();
+        match off_thread(move || work(&store)).await {
+            Ok(result) => result,
+            Err(error) => Err(StoreError::Io {
+                file: self.store.file().to_owned(),
+                doing: "write",
+                why: error.to_string(),
+            }),
+        }
+    }
+
     fn fault(error: Fatal<NodeId>) -> FormError {
         FormError::Fault { what: error.to_string() }
     }
@@ -220,15 +236,15 @@ impl Consensus for RaftConsensus {
     }
 
     async fn promise(&self, generation: Generation) -> Result<(), StoreError> {
-        let store = self.store.clone();
-        match off_thread(move || store.promise(generation)).await {
-            Ok(result) => result,
-            Err(error) => Err(StoreError::Io {
-                file: self.store.file().to_owned(),
-                doing: "write",
-                why: error.to_string(),
-            }),
-        }
+        self.on_store(move |store| store.promise(generation)).await
+    }
+
+    fn longest_grant_ms(&self) -> u64 {
+        self.store.longest_grant_ms()
+    }
+
+    async fn set_longest_grant_ms(&self, longest_ms: u64) -> Result<(), StoreError> {
+        self.on_store(move |store| store.set_longest_grant_ms(longest_ms)).await
     }
 
     async fn shutdown(&self) {

@@ -10,6 +10,7 @@
 //! | `meta` | `committed` | [`StoredLogId`] up to which entries may be applied |
 //! | `meta` | `purged` | [`StoredLogId`] of the last entry taken out of `log` |
 //! | `meta` | `promised` | highest generation promised, a number |
+//! | `meta` | `longest_grant_ms` | the longest lease this member may have granted, ms; absent: none |
 //! | `meta` | `commits` | how many write transactions this file has seen |
 //! | `snapshot` (str) | `current` | [`StoredSnapshot`] |
 //!
@@ -54,6 +55,7 @@ pub(crate) const VOTE: &str = "vote";
 pub(crate) const COMMITTED: &str = "committed";
 pub(crate) const PURGED: &str = "purged";
 pub(crate) const PROMISED: &str = "promised";
+pub(crate) const LONGEST_GRANT_MS: &str = "longest_grant_ms";
 pub(crate) const COMMITS: &str = "commits";
 pub(crate) const CURRENT: &str = "current";
 
@@ -86,6 +88,7 @@ pub(crate) struct Store {
     /// Commits so far. Held while writing, so that seals are written in order.
     commits: Mutex<u64>,
     promised: AtomicU64,
+    longest_grant_ms: AtomicU64,
 }
 
 /// Reading a row, or redb itself, said no.
@@ -216,7 +219,7 @@ impl Store {
         seal: Box<dyn SealFile>,
         database: Database,
         commits: u64,
-        promised: Generation,
+        (promised, longest_grant_ms): (Generation, u64),
     ) -> Self {
         Self {
             file,
@@ -224,6 +227,7 @@ impl Store {
             database: RwLock::new(Some(database)),
             commits: Mutex::new(commits),
             promised: AtomicU64::new(promised.0),
+            longest_grant_ms: AtomicU64::new(longest_grant_ms),
         }
     }
 
@@ -348,6 +352,18 @@ impl Store {
             write.meta(PROMISED, &highest)
         })?;
         self.promised.fetch_max(generation.0, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// The longest lease that this member may have granted, ms.
+    pub fn longest_grant_ms(&self) -> u64 {
+        self.longest_grant_ms.load(Ordering::SeqCst)
+    }
+
+    /// Writes the longest lease that this member grants from now on.
+    pub fn set_longest_grant_ms(&self, longest_ms: u64) -> Result<(), StoreError> {
+        self.write(|write| write.meta(LONGEST_GRANT_MS, &longest_ms))?;
+        self.longest_grant_ms.store(longest_ms, Ordering::SeqCst);
         Ok(())
     }
 

@@ -57,12 +57,17 @@ async fn one_member_forms_proposes_and_comes_back() {
     member.promise(Generation(7)).await.unwrap();
     member.promise(Generation(3)).await.unwrap();
     assert_eq!(member.promised(), Generation(7));
+    // The longest grant rises and falls.
+    assert_eq!(member.longest_grant_ms(), 0);
+    member.set_longest_grant_ms(60_061).await.unwrap();
+    member.set_longest_grant_ms(2_003).await.unwrap();
 
     // All of it is there after a restart, before any election.
     cluster.stop(member).await;
     let member = cluster.start(1).await;
     assert_eq!(get(&member.record().borrow(), "a"), Some(1));
     assert_eq!(member.promised(), Generation(7));
+    assert_eq!(member.longest_grant_ms(), 2_003);
     assert_eq!(get(&member.propose(set("b", 2)).await.unwrap(), "b"), Some(2));
     cluster.stop(member).await;
 }

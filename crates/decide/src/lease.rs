@@ -91,19 +91,80 @@ impl Holder {
 }
 
 /// The side that grants.
+///
+/// What it granted before a restart it does not know. So no grant is ever longer than a number on
+/// its disk ([`Voter::longest_to_write`]), and after a start a grant of that length is taken to be
+/// outstanding: the policy may have been changed to a shorter lease meanwhile.
 #[derive(Clone, Debug)]
 pub struct Voter {
     promised: Generation,
     grant: Option<(Generation, Millis)>,
     old_until: Millis,
+    /// No grant is longer, ms as a voter counts them. On disk, or on its way to being lower there.
+    longest_ms: u64,
+    /// The length that the policy asks for.
+    usual_ms: u64,
+    /// Until then a grant longer than `usual_ms` may be outstanding.
+    long_until: Millis,
+}
+
+/// The length of a grant by the policy, ms as a voter counts it.
+fn usual_ms(policy: &Policy) -> u64 {
+    policy.lease_as_voter_ms(policy.lease_ttl_ms)
 }
 
 impl Voter {
-    /// A voter that just started does not know what it granted before, so it takes a whole
-    /// lease as granted. `promised` comes from its disk.
+    /// A voter without a memory, which takes the policy's lease as granted. Right only where the
+    /// policy's lease does not change between two starts: models and tests.
     pub fn new(promised: Generation, policy: &Policy, now: Millis) -> Self {
-        let old_until = now + policy.lease_as_voter_ms(policy.lease_ttl_ms);
-        Self { promised, grant: None, old_until }
+        Self { longest_ms: u64::MAX, ..Self::restored(promised, 0, policy, now) }
+    }
+
+    /// A voter that just started takes a whole lease as granted, the longest it may have granted
+    /// before. `promised` and `longest_ms` come from its disk (0: nothing is there).
+    pub fn restored(promised: Generation, longest_ms: u64, policy: &Policy, now: Millis) -> Self {
+        let usual_ms = usual_ms(policy);
+        let old_until = now + usual_ms.max(longest_ms);
+        Self { promised, grant: None, old_until, longest_ms, usual_ms, long_until: old_until }
+    }
+
+    /// It started (at `started`) without a record and now knows the policy: leases may have been
+    /// longer than it thought.
+    pub fn learn(&mut self, policy: &Policy, started: Millis) {
+        self.old_until = self.old_until.max(started + usual_ms(policy));
+        self.long_until = self.long_until.max(self.old_until);
+    }
+
+    /// What the disk is to hold as the longest grant, if something else. Once it does, call
+    /// [`Voter::written`]; one write at a time.
+    pub fn longest_to_write(&mut self, policy: &Policy, now: Millis) -> Option<u64> {
+        self.follow(policy);
+        if self.longest_ms < self.usual_ms {
+            // Longer grants only once it is on disk.
+            return Some(self.usual_ms);
+        }
+        if self.longest_ms == self.usual_ms || self.longest_ms == u64::MAX || now < self.long_until
+        {
+            return None;
+        }
+        // No longer ones from now on, though the disk may yet say so for a moment.
+        self.longest_ms = self.usual_ms;
+        Some(self.usual_ms)
+    }
+
+    /// The disk holds this as the longest grant.
+    pub fn written(&mut self, longest_ms: u64) {
+        self.longest_ms = longest_ms;
+    }
+
+    /// Grants by a policy before this one may be longer than the usual ones now.
+    fn follow(&mut self, policy: &Policy) {
+        let usual_ms = usual_ms(policy);
+        if usual_ms < self.usual_ms {
+            let granted = self.grant.map_or(0, |(_, until)| until);
+            self.long_until = self.long_until.max(self.old_until).max(granted);
+        }
+        self.usual_ms = usual_ms;
     }
 
     /// A member asks for the lease of `generation`. True: granted.
@@ -114,10 +175,12 @@ impl Voter {
         policy: &Policy,
         now: Millis,
     ) -> bool {
-        if generation < self.promised {
+        self.follow(policy);
+        let length_ms = policy.lease_as_voter_ms(ttl_ms);
+        if generation < self.promised || length_ms > self.longest_ms {
             return false;
         }
-        let until = now + policy.lease_as_voter_ms(ttl_ms);
+        let until = now + length_ms;
         self.grant = match self.grant {
             Some((g, _)) if g > generation => return false,
             Some((g, old)) if g == generation => Some((g, old.max(until))),
@@ -127,6 +190,9 @@ impl Voter {
             }
             None => Some((generation, until)),
         };
+        if length_ms > self.usual_ms {
+            self.long_until = self.long_until.max(until);
+        }
         true
     }
 
@@ -208,6 +274,51 @@ mod tests {
         assert_eq!(voter.old_grant_ms(start + 3_000), 0);
         assert!(voter.renew(Generation(2), 2_000, &policy, start + 1));
         assert_eq!(voter.grant_ms(Generation(2), start + 1), 2_003);
+    }
+
+    #[test]
+    fn a_lease_that_was_shortened_while_voters_restart_is_waited_out() {
+        let g = Generation(1);
+        let long = Policy { lease_ttl_ms: 60_000, ..Policy::default() };
+        let short = Policy::default();
+        // The first start: nothing is granted before the disk knows how long.
+        let mut voter = Voter::restored(g, 0, &long, 0);
+        assert!(!voter.renew(g, 60_000, &long, 1_000));
+        let on_disk = voter.longest_to_write(&long, 1_000).unwrap();
+        voter.written(on_disk);
+        assert!(voter.renew(g, 60_000, &long, 1_000));
+        assert_eq!(voter.longest_to_write(&long, 1_000), None);
+
+        // The policy is changed and the voter restarts: it still answers for the long lease.
+        let mut voter = Voter::restored(g, on_disk, &short, 2_000);
+        voter.promise(Generation(2));
+        assert!(voter.old_grant_ms(2_000) >= 59_000, "{}", voter.old_grant_ms(2_000));
+        // Shorter ones are granted meanwhile, and the disk says so once the long ones are over.
+        assert!(voter.renew(Generation(2), 2_000, &short, 3_000));
+        assert_eq!(voter.longest_to_write(&short, 61_000), None);
+        let lower = voter.longest_to_write(&short, 63_000).unwrap();
+        assert!((2_000..3_000).contains(&lower));
+        assert!(!voter.renew(Generation(2), 60_000, &short, 63_000), "not longer than on disk");
+    }
+
+    #[test]
+    fn the_longest_grant_is_lowered_only_when_no_long_one_is_outstanding() {
+        let g = Generation(1);
+        let long = Policy { lease_ttl_ms: 60_000, ..Policy::default() };
+        let short = Policy::default();
+        let mut voter = Voter::restored(g, 0, &long, 0);
+        let on_disk = voter.longest_to_write(&long, 0).unwrap();
+        voter.written(on_disk);
+        // Granted long after the start, just before the policy changed.
+        assert!(voter.renew(g, 60_000, &long, 100_000));
+        assert!(voter.renew(g, 2_000, &short, 100_100));
+        assert_eq!(voter.longest_to_write(&short, 159_000), None);
+        assert!(voter.longest_to_write(&short, 161_000).is_some());
+        // A holder that has not heard of the change yet counts as well.
+        let mut voter = Voter::restored(g, on_disk, &short, 0);
+        assert!(voter.renew(g, 60_000, &short, 50_000));
+        assert_eq!(voter.longest_to_write(&short, 100_000), None);
+        assert!(voter.longest_to_write(&short, 111_000).is_some());
     }
 
     #[test]

@@ -46,6 +46,10 @@ pub enum Change {
     Bootstrap {
         /// Who.
         primary: MemberId,
+        /// The timeline of its data. The first generation is not below it, so that every later
+        /// promotion finds a number that was never used (a timeline is numbered by its generation).
+        #[serde(default)]
+        timeline: Timeline,
     },
     /// A new member, or a known one under a new node id, address or tags.
     PutMember {
@@ -288,7 +292,7 @@ impl Record {
                     }
                 }
             }
-            Change::Bootstrap { primary } => {
+            Change::Bootstrap { primary, timeline } => {
                 if self.phase != Phase::Forming {
                     return Err(stale("there has been a primary already"));
                 }
@@ -298,7 +302,8 @@ impl Record {
                         format!("{primary} may not be primary"),
                     ));
                 }
-                self.generation = self.generation.next();
+                let first = Generation(u64::from(timeline.0));
+                self.generation = self.generation.next().max(first);
                 self.primary = Some(primary.clone());
                 self.phase = Phase::Serving;
                 self.sync = SyncSet::default();
@@ -307,7 +312,7 @@ impl Record {
                     primary: primary.clone(),
                     from: None,
                     cause: Cause::Bootstrap,
-                    timeline: Timeline(1),
+                    timeline: (*timeline).max(Timeline(1)),
                     lsn: Lsn(0),
                     at_unix_ms: at,
                     stall_ms: 0,

@@ -326,9 +326,12 @@ impl JobContext {
             data: Some(data),
             propose: vec![
                 Change::Identify { system_identifier, major_version },
-                Change::Bootstrap { primary: me },
+                Change::Bootstrap { primary: me, timeline },
             ],
             ..self.done()
         })
+        let control = self.instance().control_data()?;
+        // An adopted server may have been promoted many times before.
+        let timeline = control.timeline.max(control.min_recovery_timeline);
     }
 }
