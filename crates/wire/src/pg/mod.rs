@@ -10,7 +10,8 @@
 //! | the same, only "are we between two messages" | [`frame`]: [`Framer`] |
 //! | a client's message, decoded | [`frontend`]: `Frontend::decode(tag, body)`, [`Parse`], [`Bind`], [`BindNames`] |
 //! | a server's message, decoded | [`backend`]: `Backend::decode(tag, body)`, [`Fields`] of errors and notices |
-//! | messages made here | [`write`]: one function a message, appending to a `Vec<u8>` |
+//! | messages made here | [`mod@write`]: one function a message, appending to a `Vec<u8>` |
+//! | what is in flight, in which transaction, with what prepared; what became of it when the server is lost, and answers in its place | [`track`]: [`track::Tracker`] |
 //! | SCRAM-SHA-256(-PLUS), both ends; a client's key | [`scram`]: [`scram::Server`], [`scram::Client`], [`scram::Verifier`] |
 //! | md5 passwords | [`md5`] |
 //! | errors made here | [`error`]: [`ErrorResponse`] |
@@ -24,6 +25,7 @@ pub mod md5;
 mod read;
 pub mod scan;
 pub mod scram;
+pub mod track;
 pub mod write;
 
 pub use backend::{Authentication, Backend, Fields, Mechanisms, TransactionStatus};

@@ -1,8 +1,11 @@
 //! What must hold for any input. Each body is run by `cargo test` with generated input, and by a
 //! fuzz target of the same name in `fuzz/`.
 
+#![allow(dead_code)] // each test file uses its part
+
 pub mod decode;
 pub mod scan;
+pub mod script;
 
 /// Cuts `bytes` into pieces as long as `cuts` says, over and over. No cuts: all at once.
 pub fn pieces<'a>(bytes: &'a [u8], cuts: &[u8]) -> Vec<&'a [u8]> {
