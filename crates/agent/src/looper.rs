@@ -57,6 +57,9 @@ const SYNC_SETTLE_MS: u64 = 300;
 const RENEW_WITHIN: Duration = Duration::from_secs(3);
 /// Between two rounds of housekeeping, ms.
 const HOUSEKEEPING_MS: u64 = 10_000;
+/// How long a server takes at the most to load a configuration, ms. If it takes longer, what waits
+/// for a restart is seen with the next housekeeping.
+const SETTINGS_SETTLE_MS: u64 = 500;
 /// Between two looks at a data directory that cannot be used.
 const LOOK_AGAIN_MS: u64 = 2_000;
 
@@ -310,6 +313,7 @@ impl Looper {
                 && old.database.downstreams != report.database.downstreams);
         if report.answers && !old.answers {
             self.state.succeeded();
+            self.look_after_soon(now);
         }
         let streams = report.database.streaming_from.is_some();
         self.state.not_streaming_since = match (report.answers, report.database.role) {
@@ -319,6 +323,11 @@ impl Looper {
             _ => None,
         };
         self.state.report = report;
+    }
+
+    /// A configuration was loaded: what waits for a restart is known in a moment.
+    fn look_after_soon(&mut self, now: Millis) {
+        self.kept_house_at = (now + SETTINGS_SETTLE_MS).saturating_sub(HOUSEKEEPING_MS);
     }
 
     fn take_done(&mut self, job: Job, result: Result<Box<Done>, String>, now: Millis) {
@@ -359,6 +368,9 @@ impl Looper {
                         }
                         self.state.retry_at = now + LOOK_AGAIN_MS;
                     }
+                if done.settings_written.is_some() {
+                    self.look_after_soon(now);
+                }
                 if done.settings_written == Some(self.settings_change) {
                     self.state.settings_differ = false;
                 }

@@ -113,6 +113,7 @@ pub async fn run(
         identity: identity.clone(),
         events: events_in.clone(),
         routers: Mutex::new(Vec::new()),
+        instance: (config.kind == MemberKind::Data).then(|| executor.instance.clone()),
     });
     let api = sempre_api::serve(addresses(&config, config.ports.rest)?, service.clone())
         .context("the REST port")?;

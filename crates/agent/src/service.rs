@@ -19,6 +19,7 @@ use sempre_model::{
     record::{Cause, JoinToken as TokenRecord, Switchover},
 };
 use sempre_net::{Identity, JoinToken, Peers};
+use sempre_postgres::Instance;
 use sempre_route::{Router, Table, Verifier};
 use std::{
     collections::BTreeSet,
@@ -38,6 +39,8 @@ pub struct Service {
     pub identity: Arc<Identity>,
     pub events: mpsc::Sender<Event>,
     pub routers: Mutex<Vec<Arc<Router>>>,
+    /// PostgreSQL's programs here, to ask them; none on a witness.
+    pub instance: Option<Instance>,
 }
 
 impl Service {
@@ -131,7 +134,8 @@ impl Service {
         let what = format!("{name} was not removed");
         let shown = self.shown.borrow().clone();
         known(&shown.record, &name, &what)?;
-        if shown.record.primary.as_ref() == Some(&name) {
+        // By force it is fenced and replaced like any that is lost: its lease is not renewed.
+        if shown.record.primary.as_ref() == Some(&name) && !force {
             let why = format!("{name} is the primary");
             return Err(codes::IS_PRIMARY.error(what, why));
         }
@@ -212,6 +216,19 @@ impl Service {
             sempre_postgres::check_parameter(name, value.as_deref().unwrap_or("0")).map_err(
                 |e| codes::BAD_PARAMETER.error(format!("`{name}` was not changed"), e.to_string()),
             )?;
+        }
+        // One that PostgreSQL does not know would keep every member from starting again.
+        let set = parameters.iter().filter_map(|(n, v)| Some((n.clone(), v.clone()?))).collect();
+        let data = |instance: &&Instance| instance.layout.data_dir.join("PG_VERSION").exists();
+        if let Some(instance) = self.instance.as_ref().filter(data) {
+            instance.check_parameters(&set).await.map_err(|error| match error {
+                sempre_postgres::Error::Parameter(bad) => {
+                    codes::BAD_PARAMETER.error("no parameter was changed", bad.to_string())
+                }
+                other => {
+                    codes::INTERNAL.error("the parameters cannot be checked", other.to_string())
+                }
+            })?;
         }
         let message = format!("{} PostgreSQL parameters changed", parameters.len());
         self.agreed(Change::SetParameters { parameters }, message).await
@@ -438,6 +455,11 @@ impl Backend for Service {
             }
             Action::SetParameters(parameters) => self.set_parameters(parameters).await,
             Action::SetHba(lines) => {
+                for line in &lines {
+                    sempre_postgres::check_hba_line(line).map_err(|error| {
+                        codes::BAD_HBA.error("the pg_hba lines were not changed", error.to_string())
+                    })?;
+                }
                 self.agreed(Change::SetHba { lines }, "pg_hba lines changed".into()).await
             }
             Action::IssueToken { ttl_seconds } => self.token(ttl_seconds).await,

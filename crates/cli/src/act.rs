@@ -8,13 +8,17 @@ use crate::{
     show,
     terminal::{self, Progress},
 };
-use sempre_api::{Action, Client, Done, Status, units};
+use sempre_api::{Action, Client, Done, codes, status::MemberStatus, units};
 use sempre_model::MemberId;
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long a restart may take before its command gives up looking.
 const RESTART_WITHIN: Duration = Duration::from_secs(90);
+/// States of a member, as its status says them: its database serves, follows, or cannot.
+const RUNNING: &str = "running";
+const STREAMING: &str = "streaming";
+const DOES_NOT_START: &str = "does not start";
 /// How often a command that waits looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -128,16 +132,29 @@ fn moment(text: &str) -> Result<u64, Fail> {
     })
 }
 
+fn not_started(member: &MemberId, notes: &[String]) -> Fail {
+    let why = notes.first().map_or("it says nothing", String::as_str);
+    let what = format!("the database of {member} was stopped, and does not start");
+    Fail::coded(codes::DATABASE_DOES_NOT_START, what, why)
+}
+
 async fn restart(scene: &Scene, client: &Client, member: MemberId) -> Result<(), Fail> {
+    let pid = |m: &MemberStatus| m.database.as_ref().and_then(|database| database.pid);
+    let before = client.status().await?.members.into_iter().find(|m| m.name == member);
+    let before = before.as_ref().and_then(pid);
     let done = client.act(&Action::Restart { member: member.clone() }).await?;
     let progress = Progress::start(format!("restarting the database of {member}"));
     let until = Instant::now() + RESTART_WITHIN;
-    let requested =
-        |status: &Status| status.members.iter().any(|m| m.name == member && m.restart_requested);
     loop {
-        let status = client.status().await;
-        if status.is_ok_and(|s| s.record_version >= done.version && !requested(&s)) {
-            break;
+        let status = client.status().await.ok().filter(|s| s.record_version >= done.version);
+        let seen = status.and_then(|s| s.members.into_iter().find(|m| m.name == member));
+        if let Some(seen) = seen.filter(|seen| !seen.restart_requested) {
+            match seen.state.as_str() {
+                // What is heard of it may be older than its restart.
+                RUNNING | STREAMING if before.is_none() || pid(&seen) != before => break,
+                DOES_NOT_START => return Err(not_started(&member, &seen.notes)),
+                _ => {}
+            }
         }
         if Instant::now() > until {
             return Err(change::too_long(format!("the database of {member} is not restarted yet")));

@@ -235,8 +235,12 @@ impl Cluster {
 
     /// Lets a member join, and runs it.
     pub fn join(&mut self, name: &str) {
-        let first = self.members.iter().find(|m| m.agent.is_some()).unwrap().spec.name.clone();
-        let token = self.ok_at(&first, &["token"]);
+        // One that was started just now does not answer yet.
+        let first = self.running();
+        let token = self.until("a token is made", |cluster| {
+            let (code, token, _) = cluster.at(&first, &["token"]);
+            (code == 0).then_some(token)
+        });
         self.ok_at(name, &["join", token.trim()]);
         self.run(name);
     }
