@@ -41,6 +41,9 @@ pub struct Config {
     /// About routing.
     #[serde(default)]
     pub route: Route,
+    /// About REST.
+    #[serde(default)]
+    pub rest: Rest,
 }
 
 /// The `[postgres]` table.
@@ -64,6 +67,34 @@ pub struct Postgres {
 pub struct Route {
     /// Listen for routed clients on this member.
     pub enabled: bool,
+}
+
+/// The `[rest]` table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rest {
+    /// Whether REST is encrypted.
+    pub tls: RestTls,
+    /// A certificate (with its chain, PEM) to show instead of the member's.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key, PEM.
+    pub key_file: Option<PathBuf>,
+    /// Who signed such certificates, at this and other members: commands trust it too.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Whether REST is encrypted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestTls {
+    /// No: everything is in clear, the token of commands too.
+    Off,
+    /// Both are spoken on the same port. From another machine, what changes something must be
+    /// encrypted.
+    #[default]
+    On,
+    /// From another machine, everything must be encrypted.
+    Required,
 }
 
 impl Default for Route {
@@ -98,7 +129,7 @@ pub enum ConfigError {
 }
 
 /// Every key that may stand in the file, for naming the nearest one to a mistyped one.
-const KEYS: [&str; 28] = [
+const KEYS: [&str; 32] = [
     "name",
     "dir",
     "addresses",
@@ -125,6 +156,10 @@ const KEYS: [&str; 28] = [
     "config_file",
     "hba_file",
     "enabled",
+    "tls",
+    "cert_file",
+    "key_file",
+    "ca_file",
     "data",
     "witness",
 ];
@@ -175,6 +210,9 @@ impl Config {
             }
         }
         config.check_paths()?;
+        if config.rest.cert_file.is_some() != config.rest.key_file.is_some() {
+            return Err("`[rest]`: `cert_file` and `key_file` go together".into());
+        }
         config.check_witness()?;
         Ok(config)
     }
@@ -186,6 +224,9 @@ impl Config {
             ("data_dir", &self.postgres.data_dir),
             ("config_file", &self.postgres.config_file),
             ("hba_file", &self.postgres.hba_file),
+            ("cert_file", &self.rest.cert_file),
+            ("key_file", &self.rest.key_file),
+            ("ca_file", &self.rest.ca_file),
         ];
         for (key, path) in named {
             if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
@@ -283,6 +324,9 @@ addresses = ["10.0.0.1", "10.1.0.1"]
             (COMMON.replace("/var", "var"), "absolute"),
             (COMMON.replace("db1", "DB 1"), "is not a member name"),
             (COMMON.replace("10.0.0.1", "10.0.0.1 x"), "not an address"),
+            (format!("{COMMON}\n[rest]\ntls = \"maybe\""), "`off`, `on`, `required`"),
+            (format!("{COMMON}\n[rest]\ncert_file = \"/x\""), "go together"),
+            (format!("{COMMON}\n[rest]\ncert = \"/x\""), "did you mean `cert_file`?"),
         ] {
             let error = Config::parse(&text).unwrap_err();
             assert!(error.contains(word), "{error}");

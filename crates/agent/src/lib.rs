@@ -25,6 +25,7 @@ mod membership;
 mod peers;
 pub mod recover;
 mod routing;
+mod rest_tls;
 pub mod run;
 mod service;
 pub mod setup;

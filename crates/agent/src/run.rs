@@ -12,6 +12,7 @@ use crate::{
     membership::Duty,
     peers::{PeerHandler, PeerTransport, REENTER, ReenterAnswer},
     service::{PeerVerifier, Service},
+    rest_tls::RestTransport,
     state::State,
 };
 use anyhow::{Context, Result, bail};
@@ -115,7 +116,9 @@ pub async fn run(
         routers: Mutex::new(Vec::new()),
         instance: (config.kind == MemberKind::Data).then(|| executor.instance.clone()),
     });
-    let api = sempre_api::serve(addresses(&config, config.ports.rest)?, service.clone())
+    let (rest_tls, transport_of_rest) = RestTransport::new(&config.rest, identity.clone())?;
+    let listen = addresses(&config, config.ports.rest)?;
+    let api = sempre_api::serve_with(listen, service.clone(), transport_of_rest)
         .context("the REST port")?;
     let mut routers = Vec::new();
     if config.route.enabled {
@@ -139,6 +142,7 @@ pub async fn run(
         addresses: certificate_addresses(&config.member(who.node)),
     };
     tasks.spawn(renewal.keep(events_in.clone()));
+    tasks.spawn(rest_tls.keep());
     tasks.spawn(announce(config.clone(), executor.own_certificate(), consensus.clone()));
     if config.kind == MemberKind::Data {
         let (hang_in, hang) = watch::channel(record.policy.hang_ms);

@@ -55,6 +55,9 @@ pub enum ClientError {
     /// An address that is not `http://host:port`.
     #[error("`{0}` is not an address such as http://10.0.0.1:8008")]
     BadAddress(String),
+    /// There is nothing usable to check members by.
+    #[error("members cannot be checked, so the token is not sent: {0}")]
+    Untrusted(String),
 }
 
 impl ClientError {
@@ -64,7 +67,7 @@ impl ClientError {
             ClientError::Refused(error) => error.code,
             ClientError::Unreachable { .. } => codes::UNREACHABLE,
             ClientError::BadAnswer { .. } => codes::BAD_ANSWER,
-            ClientError::BadAddress(_) => codes::CONFIG_FILE,
+            ClientError::BadAddress(_) | ClientError::Untrusted(_) => codes::CONFIG_FILE,
         }
     }
 }

@@ -90,7 +90,7 @@ async fn one_port_speaks_both_and_shows_the_certificate_in_use() {
     good.status().await.unwrap();
 
     // Garbage that begins like TLS.
-    let mut garbage = vec![0x16; 4096];
+    let mut garbage = vec![0x16; 16384];
     garbage[1..3].copy_from_slice(&[3, 1]);
     assert!(!answer(address, &garbage).await.contains("HTTP"));
     good.status().await.unwrap();

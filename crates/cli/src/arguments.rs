@@ -184,6 +184,9 @@ pub struct RouteHow {
     /// REST addresses of members, one or more of each; further members are learned from them
     #[arg(long, value_delimiter = ',', required = true, value_name = "HOST:PORT,...")]
     pub members: Vec<String>,
+    /// Ask the members by TLS only, and believe those that this CA signed (`tls/ca.pem` of a member)
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
     /// Lead to the primary from here
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6432")]
     pub read_write: SocketAddr,

@@ -1,10 +1,16 @@
 //! How commands find the members, and the token that lets them change something.
 
 use crate::fail::Fail;
-use sempre_agent::{Config, config::ConfigError, member_dir::MemberDir};
-use sempre_api::{Client, codes};
+use rustls::ClientConfig;
+use sempre_agent::{
+    Config,
+    config::{ConfigError, RestTls},
+    member_dir::MemberDir,
+};
+use sempre_api::{Client, ClientError, codes};
 use sempre_model::Member;
-use std::{future::Future, path::PathBuf, time::Duration};
+use sempre_net::{CA_FILE, https_client};
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 /// The file in the member's folder that holds the REST token.
 pub const TOKEN_FILE: &str = "rest.token";
@@ -47,14 +53,43 @@ impl Scene {
 }
 
 /// A client of the cluster of this member.
-pub fn client_of(config: &Config) -> Result<Client, sempre_api::ClientError> {
+pub fn client_of(config: &Config) -> Result<Client, ClientError> {
     let dir = MemberDir::new(config);
     let own = config.member(0);
     let known = dir.members();
     let others = known.iter().filter(|member| member.name != own.name);
     let addresses: Vec<String> = std::iter::once(&own).chain(others).flat_map(rest).collect();
     let token = std::fs::read_to_string(dir.root().join(TOKEN_FILE)).ok();
-    Client::new(addresses, token.map(|token| token.trim().to_owned()))
+    let trust = trust(config, &dir)?;
+    if trust.is_none() && token.is_some() && config.rest.tls != RestTls::Off {
+        let why = format!("there is no {}", dir.tls().join(CA_FILE).display());
+        return Err(ClientError::Untrusted(why));
+    }
+    let client = Client::new(addresses, token.map(|token| token.trim().to_owned()))?;
+    Ok(match trust {
+        Some(tls) => client.with_tls(Arc::new(tls)),
+        None => client,
+    })
+}
+
+/// By what commands check whom they talk to; none: they talk in clear, because REST does, or
+/// because this user may read neither the cluster's CA nor the token, and nothing secret is sent.
+fn trust(config: &Config, dir: &MemberDir) -> Result<Option<ClientConfig>, ClientError> {
+    if config.rest.tls == RestTls::Off {
+        return Ok(None);
+    }
+    let ours = std::fs::read_to_string(dir.tls().join(CA_FILE)).ok();
+    let others = match &config.rest.ca_file {
+        Some(file) => Some(std::fs::read_to_string(file).map_err(|error| {
+            ClientError::Untrusted(format!("cannot read `ca_file` {}: {error}", file.display()))
+        })?),
+        None => None,
+    };
+    if ours.is_none() && others.is_none() {
+        return Ok(None);
+    }
+    let tls = https_client(ours.as_deref(), others.as_deref());
+    tls.map(Some).map_err(|error| ClientError::Untrusted(error.to_string()))
 }
 
 fn rest(member: &Member) -> Vec<String> {

@@ -164,6 +164,9 @@ impl From<ClientError> for Fail {
             ClientError::BadAddress(address) => {
                 Self::usage(format!("`{address}` is not an address"), "it should be host:port", "")
             }
+            ClientError::Untrusted(why) => {
+                Self::coded(codes::CONFIG_FILE, "the members cannot be checked", why)
+            }
         }
     }
 }

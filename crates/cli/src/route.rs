@@ -1,9 +1,11 @@
 //! The routing part alone, beside an application.
 
 use crate::{arguments::RouteHow, connect, fail::Fail, logs, member};
+use rustls::ClientConfig;
 use sempre_api::codes;
+use sempre_net::https_client_by;
 use sempre_route::{Follower, Mode, RouteError, Router};
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
 /// Both ports of a routing part.
 pub struct Routing {
@@ -17,8 +19,9 @@ impl Routing {
         members: Vec<(String, u16)>,
         read_write: SocketAddr,
         read_only: SocketAddr,
+        tls: Option<Arc<ClientConfig>>,
     ) -> Result<Self, Fail> {
-        let (table, verifier) = Follower::start(members);
+        let (table, verifier) = Follower::start(members, tls);
         let start = |address, mode| {
             Router::start(vec![address], mode, table.clone(), verifier.clone()).map_err(failed)
         };
@@ -48,15 +51,27 @@ fn failed(error: RouteError) -> Fail {
 /// `sempre route run`.
 pub fn run(how: &RouteHow) -> Result<(), Fail> {
     let members = how.members.iter().map(|text| split(text)).collect::<Result<_, _>>()?;
+    let tls = how.ca.as_deref().map(trust).transpose()?;
     logs::start(how.log_format);
     connect::block_on_threads(async {
-        let routing = Routing::start(members, how.read_write, how.read_only)?;
+        let routing = Routing::start(members, how.read_write, how.read_only, tls)?;
         tracing::info!(read_write = %how.read_write, read_only = %how.read_only, "routing");
         member::signalled().await;
         tracing::info!("stopping");
         routing.shutdown().await;
         Ok(())
     })
+}
+
+/// By what members' REST is checked.
+fn trust(file: &Path) -> Result<Arc<ClientConfig>, Fail> {
+    let what = || format!("--ca {} cannot be used", file.display());
+    let next = "Name a copy of `tls/ca.pem` from a member's folder, or the `[rest] ca_file` of the members.";
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| Fail::usage(what(), error.to_string(), next))?;
+    let tls =
+        https_client_by(&text).map_err(|error| Fail::usage(what(), error.to_string(), next))?;
+    Ok(Arc::new(tls))
 }
 
 fn split(text: &str) -> Result<(String, u16), Fail> {

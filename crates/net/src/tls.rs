@@ -1,6 +1,6 @@
 //! TLS as members speak it: 1.3 only, `ring` only, both sides proven by the cluster's authority.
 
-use crate::{authority::fingerprint, identity::Identity};
+use crate::{authority::fingerprint, identity::Identity, names::read_certificate};
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
     SignatureScheme, SupportedProtocolVersion,
@@ -196,6 +196,14 @@ pub fn https_client(
     .map_err(TrustError::of("TLS"))?;
     config.alpn_protocols = vec![HTTP1.to_vec()];
     Ok(config)
+}
+
+/// HTTPS to members, by one file (PEM): the cluster's CA certificate, told by its name, or that of
+/// whoever signed the certificates that REST shows.
+pub fn https_client_by(pem: &str) -> Result<ClientConfig, TrustError> {
+    let ours = CertificateDer::from_pem_slice(pem.as_bytes())
+        .is_ok_and(|ca| read_certificate(&ca).is_ok_and(|facts| facts.member.is_none()));
+    if ours { https_client(Some(pem), None) } else { https_client(None, Some(pem)) }
 }
 
 fn roots(what: &'static str, pem: &str) -> Result<RootCertStore, TrustError> {

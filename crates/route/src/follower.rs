@@ -11,6 +11,7 @@ use crate::{
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use hyper::StatusCode;
+use rustls::ClientConfig;
 use sempre_model::{Generation, MemberId};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -48,12 +49,18 @@ type Places = BTreeMap<MemberId, BTreeSet<Endpoint>>;
 /// Follows the members' REST endpoints. Its tasks end when every receiver of the table is dropped.
 pub struct Follower {
     places: watch::Receiver<Places>,
+    tls: Option<Arc<ClientConfig>>,
 }
 
 impl Follower {
     /// Begins to follow. `members` are host and REST port of the members, several hosts of one
     /// member included; it learns of further members from them. Call it inside a tokio runtime.
-    pub fn start(members: Vec<(String, u16)>) -> (watch::Receiver<Arc<Table>>, Arc<dyn Verifier>) {
+    /// With `tls`, members are asked by TLS only, and believed only if it accepts them; in clear,
+    /// whoever is in between could lead clients elsewhere.
+    pub fn start(
+        members: Vec<(String, u16)>,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> (watch::Receiver<Arc<Table>>, Arc<dyn Verifier>) {
         let (publish, table) = watch::channel(Arc::new(Table::default()));
         let (publish_places, places) = watch::channel(Places::new());
         let (report, news) = mpsc::channel(QUEUE);
@@ -68,10 +75,11 @@ impl Follower {
             pulse: Pulse::default(),
             beats,
             pollers: JoinSet::new(),
+            tls: tls.clone(),
         };
         members.into_iter().for_each(|endpoint| following.learn(endpoint));
         tokio::spawn(following.run(news, pulses));
-        (table, Arc::new(Follower { places }))
+        (table, Arc::new(Follower { places, tls }))
     }
 }
 
@@ -81,7 +89,7 @@ impl Verifier for Follower {
         let places = self.places.borrow().get(member).cloned().unwrap_or_default();
         // All its addresses at once: one dead network must not delay the answer.
         let mut answers: FuturesUnordered<_> =
-            places.iter().map(|place| ask(place, member, generation)).collect();
+            places.iter().map(|place| ask(place, self.tls.clone(), member, generation)).collect();
         while let Some(holds) = answers.next().await {
             if holds {
                 return true;
@@ -91,9 +99,14 @@ impl Verifier for Follower {
     }
 }
 
-async fn ask((host, port): &Endpoint, member: &MemberId, generation: Generation) -> bool {
+async fn ask(
+    (host, port): &Endpoint,
+    tls: Option<Arc<ClientConfig>>,
+    member: &MemberId,
+    generation: Generation,
+) -> bool {
     let path = format!("{VERIFY_PATH}?generation={generation}");
-    match Client::new(host, *port).get(&path, VERIFY_TIMEOUT).await {
+    match Client::new(host, *port, tls).get(&path, VERIFY_TIMEOUT).await {
         Ok((StatusCode::OK, body)) => {
             // The whole answer is compared: another member may have taken over the address.
             let want = VerifyAnswer { member: member.clone(), generation, holds: true };
@@ -118,6 +131,7 @@ struct Following {
     pulse: Pulse,
     beats: mpsc::Sender<Endpoint>,
     pollers: JoinSet<()>,
+    tls: Option<Arc<ClientConfig>>,
 }
 
 impl Following {
@@ -161,8 +175,8 @@ impl Following {
     /// Polls this one too.
     fn learn(&mut self, endpoint: Endpoint) {
         if self.known.len() < ENDPOINTS_MAX && self.known.insert(endpoint.clone()) {
-            self.pollers.spawn(probe(endpoint.clone(), self.beats.clone()));
-            self.pollers.spawn(poll(endpoint, self.report.clone()));
+            self.pollers.spawn(probe(endpoint.clone(), self.tls.clone(), self.beats.clone()));
+            self.pollers.spawn(poll(endpoint, self.tls.clone(), self.report.clone()));
         }
     }
 
@@ -206,8 +220,8 @@ fn note(places: &mut Places, member: &MemberId, endpoint: Endpoint) -> bool {
     count < ENDPOINTS_MAX && places.entry(member.clone()).or_default().insert(endpoint)
 }
 
-async fn poll(endpoint: Endpoint, report: mpsc::Sender<News>) {
-    let mut client = Client::new(endpoint.0.clone(), endpoint.1);
+async fn poll(endpoint: Endpoint, tls: Option<Arc<ClientConfig>>, report: mpsc::Sender<News>) {
+    let mut client = Client::new(endpoint.0.clone(), endpoint.1, tls);
     let mut after = 0;
     loop {
         let answer = match table_after(&mut client, after).await {

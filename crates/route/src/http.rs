@@ -5,8 +5,13 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Request, StatusCode, client::conn::http1::SendRequest, header};
 use hyper_util::rt::TokioIo;
-use std::time::Duration;
-use tokio::time;
+use rustls::{ClientConfig, pki_types::ServerName};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time,
+};
+use tokio_rustls::TlsConnector;
 
 /// How long a member may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,12 +37,14 @@ pub(crate) enum HttpError {
 pub(crate) struct Client {
     host: String,
     port: u16,
+    /// None: in clear.
+    tls: Option<Arc<ClientConfig>>,
     sender: Option<SendRequest<Empty<Bytes>>>,
 }
 
 impl Client {
-    pub fn new(host: impl Into<String>, port: u16) -> Self {
-        Self { host: host.into(), port, sender: None }
+    pub fn new(host: impl Into<String>, port: u16, tls: Option<Arc<ClientConfig>>) -> Self {
+        Self { host: host.into(), port, tls, sender: None }
     }
 
     /// Gets `path`, within `timeout`.
@@ -75,10 +82,19 @@ impl Client {
         let stream = time::timeout(CONNECT_TIMEOUT, connect::to_host(&self.host, self.port))
             .await
             .map_err(|_| HttpError::Timeout)??;
-        let (sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // Ends with the sender, or when the member closes.
-        tokio::spawn(connection);
-        Ok(sender)
+        let Some(tls) = &self.tls else { return speak(stream).await };
+        let name = ServerName::try_from(self.host.clone()).map_err(std::io::Error::other)?;
+        let connecting = TlsConnector::from(tls.clone()).connect(name, stream);
+        let stream = time::timeout(CONNECT_TIMEOUT, connecting).await;
+        speak(stream.map_err(|_| HttpError::Timeout)??).await
     }
+}
+
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<SendRequest<Empty<Bytes>>, HttpError> {
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with the sender, or when the member closes.
+    tokio::spawn(connection);
+    Ok(sender)
 }

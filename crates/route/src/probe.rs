@@ -5,9 +5,11 @@
 //! same member answers. A member that is silent everywhere is not judged: its sessions may live.
 
 use crate::{VERIFY_PATH, http::Client};
+use rustls::ClientConfig;
 use sempre_model::MemberId;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -64,8 +66,12 @@ impl Pulse {
 }
 
 /// Asks one address for ever, and reports each answer.
-pub(crate) async fn probe(endpoint: Endpoint, report: mpsc::Sender<Endpoint>) {
-    let mut client = Client::new(endpoint.0.clone(), endpoint.1);
+pub(crate) async fn probe(
+    endpoint: Endpoint,
+    tls: Option<Arc<ClientConfig>>,
+    report: mpsc::Sender<Endpoint>,
+) {
+    let mut client = Client::new(endpoint.0.clone(), endpoint.1, tls);
     let path = format!("{VERIFY_PATH}?generation=0");
     loop {
         let began = Instant::now();

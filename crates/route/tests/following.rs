@@ -119,7 +119,7 @@ async fn a_stand_alone_router_follows_a_failover() {
     };
     // Told of one member only, and of an address where nobody is; it learns of the other.
     let (tables, verifier) =
-        Follower::start(vec![("127.0.0.1".into(), old.port), ("127.0.0.9".into(), old.port)]);
+        Follower::start(vec![("127.0.0.1".into(), old.port), ("127.0.0.9".into(), old.port)], None);
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
     let router = Router::start(listen, Mode::ReadWrite, tables.clone(), verifier.clone()).unwrap();
     let dsn = dsn(router.addresses()[0], "disable");
