@@ -93,7 +93,8 @@ async fn live(scene: &Scene, plan: &Plan, agents: &mut Agents) -> Result<(), Fai
         wait(plan, agents, "the standbys do not stream", whole).await?;
     }
     progress.step("routing");
-    let _routing = Routing::start(plan.rest_addresses(), plan.read_write(), plan.read_only(), None)?;
+    let _routing =
+        Routing::start(plan.rest_addresses(), plan.read_write(), plan.read_only(), None)?;
     // What is printed works from the first moment.
     for address in [plan.read_write(), plan.read_only()] {
         role::reach(&login, address, STEP_WITHIN).await?;
