@@ -326,6 +326,9 @@ fn hand_over_obstacle(view: &LeaderView, primary: &Database, member: &Member) ->
     let Some(downstream) = primary.downstreams.get(name).filter(|d| d.state == "streaming") else {
         return Some(format!("{name} is not streaming from the primary"));
     };
+    if downstream.flush_lsn == Lsn(0) {
+        return Some(format!("{name} has just connected, and not said yet how far it has come"));
+    }
     let lag = primary.lsn.bytes_since(downstream.flush_lsn);
     let limit = view.record.policy.switchover_max_lag_bytes;
     (lag > limit).then(|| {
@@ -409,8 +412,9 @@ pub fn wished_sync(view: &LeaderView, primary: &MemberId, database: &Database) -
 }
 
 /// Picks k + spares of `able`: present members first, so that the set is steady; then other
-/// zones than the primary's, then priority. One outside the primary's zone is always among them
-/// if there is one.
+/// zones than the primary's, then priority. With durability sync the operator has named who is
+/// to be waited for, so priority comes before all. One outside the primary's zone is always
+/// among them if there is one.
 fn trim(view: &LeaderView, primary: &MemberId, able: BTreeSet<MemberId>) -> SyncSet {
     let record = view.record;
     let policy = &record.policy;
@@ -421,9 +425,14 @@ fn trim(view: &LeaderView, primary: &MemberId, able: BTreeSet<MemberId>) -> Sync
     let home = zone(primary);
     let elsewhere = |m: &MemberId| home.is_some() && zone(m).is_some_and(|z| Some(z) != home);
     let priority = |m: &MemberId| record.member(m).map_or(0, |m| m.tags.priority);
+    let named = |m: &MemberId| match policy.durability {
+        Durability::Sync => -priority(m),
+        _ => 0,
+    };
     let mut ranked: Vec<MemberId> = able.into_iter().collect();
     ranked.sort_by_key(|m| {
-        (!record.sync.members.contains(m), !elsewhere(m), -priority(m), m.clone())
+        let present = record.sync.members.contains(m);
+        (named(m), !present, !elsewhere(m), -priority(m), m.clone())
     });
     if let Some(first) = ranked.iter().position(elsewhere) {
         let member = ranked.remove(first);

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Cluster3, END, G, NOW, fenced, name, set};
-use sempre_decide::leader::{RULES, decide};
+use sempre_decide::leader::{RULES, decide, target, wished_sync};
 use sempre_model::{
     Generation, Lsn, Phase, SyncSet, Timeline,
     command::Change,
@@ -187,6 +187,33 @@ fn a_primary_that_the_leader_itself_streams_from_is_not_lost() {
     all.database("m2").receiver_age_ms = Some(900);
     assert_eq!(all.database("m1").receiver_age_ms, Some(30));
     assert_eq!(proposed(&all).filter(|(rule, _)| *rule == "replace-lost-primary"), None);
+}
+
+#[test]
+fn a_named_standby_comes_before_those_that_are_in_the_set() {
+    let mut all = Cluster3::serving("m0");
+    all.record.policy.sync_spares = 0;
+    all.record.members.get_mut(&name("m2")).unwrap().tags.priority = 7;
+    (all.record.sync, all.record.sync_wanted) = (set(1, &["m1"]), set(1, &["m1"]));
+    let wished = |all: &Cluster3| {
+        let database = all.heard[&name("m0")].observation.database.as_ref().unwrap();
+        wished_sync(&all.view(), &name("m0"), database)
+    };
+    assert_eq!(wished(&all), set(1, &["m1"]), "with quorum a steady set matters more");
+    all.record.policy.durability = Durability::Sync;
+    assert_eq!(wished(&all), set(1, &["m2"]));
+}
+
+#[test]
+fn a_standby_that_has_not_said_how_far_it_is_gets_no_hand_over() {
+    let mut all = Cluster3::serving("m0");
+    let wish = Switchover { to: Some(name("m2")), at_unix_ms: None };
+    assert_eq!(target(&all.view(), &name("m0"), &wish), Ok(name("m2")));
+    let old = &mut all.heard.get_mut(&name("m0")).unwrap().observation;
+    let database = old.database.as_mut().unwrap();
+    database.downstreams.get_mut(&name("m2")).unwrap().flush_lsn = Lsn(0);
+    let why = target(&all.view(), &name("m0"), &wish).unwrap_err();
+    assert!(why.contains("m2 has just connected"), "{why}");
 }
 
 #[test]
