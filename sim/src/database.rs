@@ -32,6 +32,8 @@ pub struct Data {
     pub timeline_known: u32,
     /// It last ran out of recovery.
     pub was_primary: bool,
+    /// A primary's data that last ran as a standby of nobody.
+    pub resting: bool,
     /// Configured upstream.
     pub upstream: Option<usize>,
     /// Configured sync set.
@@ -110,7 +112,7 @@ impl Data {
     /// As `decide` sees it.
     pub fn dir(&self) -> DataDir {
         if self.present {
-            DataDir::Present { was_primary: self.was_primary }
+            DataDir::Present { was_primary: self.was_primary || self.resting }
         } else {
             DataDir::Missing
         }

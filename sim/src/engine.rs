@@ -78,6 +78,7 @@ impl World {
             machine.db.recovered = machine.data.flushed_lsn();
             machine.db.sync_since = Some(machine.db.recovered);
             machine.data.was_primary = true;
+            machine.data.resting = false;
         } else {
             machine.data.was_primary = false;
         }

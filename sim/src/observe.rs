@@ -60,6 +60,7 @@ impl World {
             checked_for: machine.data.checked_for,
             retry_at: agent.retry_at,
             settings_differ: machine.data.parameters != agent.record.parameters,
+            resting: machine.data.resting,
         }
     }
 

@@ -124,6 +124,17 @@ impl World {
                 self.shut_down(m, stage, db_life, began, Some(below))
             }
             Step::Restart => self.restart(m, stage, db_life, began),
+            Step::Rest if stage == 0 => {
+                if !self.guard_answers(m) {
+                    return wait;
+                }
+                self.stats.count("rest");
+                self.members[m].data.resting = true;
+                self.members[m].data.upstream = None;
+                self.start_database(m, Role::Standby)
+            }
+            Step::Rest => self.started(m),
+            Step::EndRest => self.shut_down(m, stage, db_life, began, None),
             Step::Rejoin { upstream } => {
                 let upstream = self.index_of(upstream);
                 self.rejoin(m, stage, upstream)
@@ -337,6 +348,7 @@ impl World {
                         );
                     }
                     self.members[m].data.checked_for = generation;
+                    self.members[m].data.resting = false;
                     self.stats.count("rejoin-straight");
                     return Then::Done;
                 }

@@ -78,6 +78,8 @@ impl Job {
             Job::Step(Step::Clone { .. }) => "clone",
             Job::Step(Step::Restart) => "restart",
             Job::Bootstrap => "bootstrap",
+            Job::Step(Step::Rest) => "start to be read",
+            Job::Step(Step::EndRest) => "stop being read",
             Job::ReadFence => "read fence",
             Job::SampleRecovered => "sample recovered position",
             Job::SampleSync => "sample sync position",
@@ -330,8 +332,10 @@ impl Executor {
                     );
                     return (DataDir::Unusable(why), Some(identifier), None);
                 }
-                let was_primary = !control.state.is_standby() && !standby;
-                let clean = was_primary && control.state.is_clean();
+                // One that rests looks like a standby, and has a primary's WAL.
+                let resting = self.dir.applied().resting;
+                let was_primary = resting || !control.state.is_standby() && !standby;
+                let clean = was_primary && !resting && control.state.is_clean();
                 let clean_end = clean.then_some(control.checkpoint_lsn);
                 (DataDir::Present { was_primary }, Some(identifier), clean_end)
             }

@@ -78,6 +78,9 @@ pub struct Applied {
     /// The WAL was compared with the primary of this generation, and fits.
     pub checked_for: Generation,
 }
+    /// The data are a primary's, and run (or last ran) as a standby of nobody, to be read.
+    #[serde(default)]
+    pub resting: bool,
 
 /// A file of the member's folder cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -59,15 +59,19 @@ pub fn table(state: &State, hosts: &BTreeMap<MemberId, Vec<String>>, now: Millis
                 format!("the cluster is {} generation {}", phase.name(), record.generation);
         }
     }
-    let lsn = leading.map(|d| d.lsn);
+    // Of a primary that rests (it runs as a standby) nobody knows how far others have gone.
+    let lsn = leading.filter(|d| d.role == Role::Primary).map(|d| d.lsn);
     for member in record.data_members() {
-        if member.kind == MemberKind::Witness || record.primary.as_ref() == Some(&member.name) {
+        let heard = database(state, &member.name, now);
+        let rests = heard.as_ref().is_some_and(|d| d.role == Role::Standby);
+        let leads = record.primary.as_ref() == Some(&member.name);
+        if member.kind == MemberKind::Witness || leads && !rests {
             continue;
         }
-        let heard = database(state, &member.name, now);
         match heard {
             Some(d) if d.process == ProcessState::Running && d.role == Role::Standby => {
-                if !member.tags.no_route {
+                let lag_fits = lsn.is_some() || record.policy.route_stale_reads;
+                if !member.tags.no_route && lag_fits {
                     let lag = lsn.map_or(0, |lsn| lsn.bytes_since(d.replay_lsn));
                     let lag_bytes = lag / LAG_STEP_BYTES * LAG_STEP_BYTES;
                     table.standbys.push(Standby { target: target(member), lag_bytes });

@@ -438,3 +438,4 @@ impl State {
 fn key(record: &Record) -> (Generation, &'static str, Option<MemberId>) {
     (record.generation, record.phase.name(), record.primary.clone())
 }
+            resting: self.applied.resting,

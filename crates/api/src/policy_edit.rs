@@ -143,6 +143,11 @@ pub const KEYS: &[Key] = &[
         "Read-only routing: go to the primary when no standby fits.",
     ),
     key(
+        "route_stale_reads",
+        Unit::Flag,
+        "Read-only routing: while no primary is known, go to standbys although nobody knows how far behind they are.",
+    ),
+    key(
         "route_hold_max",
         Unit::Count,
         "Routing: how many connections are held while there is no primary.",
@@ -157,6 +162,11 @@ pub const KEYS: &[Key] = &[
         "slot_max_wal_bytes",
         Unit::Bytes,
         "The most WAL that a replication slot may keep back; 0: no limit.",
+    ),
+    key(
+        "logical_slots",
+        Unit::Flag,
+        "With parameter `wal_level = logical`: standbys keep copies of the primary's logical replication slots, so that their readers go on after a change of primary. From PostgreSQL 17 on, the server itself does so for slots made with `failover`, whatever this says.",
     ),
 ];
 

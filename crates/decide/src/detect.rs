@@ -38,6 +38,15 @@ pub fn judge(view: &LeaderView, primary: &MemberId) -> Option<Condemned> {
     own_word(view, primary).or_else(|| silence(view, primary)).or_else(|| no_lease(view, primary))
 }
 
+/// The primary's own word that its database process ended by itself, whatever is to be done then.
+pub fn crashed(view: &LeaderView, primary: &MemberId) -> Option<Condemned> {
+    let database = view.database(primary)?;
+    let evidence = vec![format!("{primary}: the database process ended by itself")];
+    (database.process == ProcessState::Crashed)
+        .then(|| condemned(view, primary, Cause::DatabaseCrashed, evidence))
+        .flatten()
+}
+
 fn last_heard(view: &LeaderView, primary: &MemberId) -> Millis {
     view.heard.get(primary).map_or(view.started, |h| h.at)
 }

@@ -28,6 +28,11 @@ const FIRST_STREAM_MS: u64 = 3_000;
 /// A hand-over that did not stop the primary in this time is given up, ms.
 const HAND_OVER_MS: u64 = 15_000;
 
+/// The event of a pause or its end, as `sempre-model` writes it.
+const PAUSE_EVENT: &str = "pause";
+/// The event of a primary that was lost in a pause.
+const LOST_IN_PAUSE: &str = "lost-in-pause";
+
 /// What to propose, and the rule that says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proposal {
@@ -204,13 +209,17 @@ fn replace_lost_primary(view: &LeaderView, why_not: &mut Vec<String>) -> Option<
         return None;
     }
     let primary = view.record.primary.as_ref()?;
-    let condemned = detect::judge(view, primary)?;
+    let condemned = match detect::judge(view, primary) {
+        // A crash is answered in place or by a failover; in a pause by neither.
+        None if view.record.paused => detect::crashed(view, primary)?,
+        condemned => condemned?,
+    };
     if view.record.paused {
         why_not.push(format!(
             "{primary} is lost ({}), but the cluster is paused: nothing automatic happens",
             condemned.evidence.join("; ")
         ));
-        return None;
+        return note_loss_in_pause(view, primary, &condemned);
     }
     let ago = view.now.saturating_sub(condemned.served_until);
     let served_until_unix_ms = match &view.record.phase {
@@ -224,6 +233,25 @@ fn replace_lost_primary(view: &LeaderView, why_not: &mut Vec<String>) -> Option<
         allow_data_loss: false,
         served_until_unix_ms,
         evidence: condemned.evidence,
+    })
+}
+
+/// What is left as it is in a pause is kept in the events, once a pause.
+fn note_loss_in_pause(
+    view: &LeaderView,
+    primary: &MemberId,
+    condemned: &detect::Condemned,
+) -> Option<Change> {
+    let since_pause = view.record.events.iter().rev().take_while(|e| e.rule != PAUSE_EVENT);
+    if since_pause.into_iter().any(|e| e.rule == LOST_IN_PAUSE) {
+        return None;
+    }
+    Some(Change::Note {
+        rule: LOST_IN_PAUSE.into(),
+        text: format!(
+            "{primary} is lost ({}); the cluster is paused, so it is left as it is until `sempre resume`",
+            condemned.evidence.join("; ")
+        ),
     })
 }
 

@@ -17,6 +17,9 @@ const CRASH_PATIENCE_MS: u64 = 3_000;
 /// How long a standby may fail to stream before its WAL is compared with its upstream's, ms.
 /// Shorter than this, a reconnect is still likely.
 const NOT_STREAMING_MS: u64 = 3_000;
+/// Voters that are silent for this long are gone for reads to go on without them, ms. Long enough
+/// that a hiccup of the network does not start and stop a database for nothing.
+const ALONE_MS: u64 = 5_000;
 
 /// What is in the data directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +70,9 @@ pub struct Local<'a> {
     pub retry_at: Millis,
     /// The settings that need no restart differ from the ones in force.
     pub settings_differ: bool,
+    /// The data are a primary's, and last ran as a standby of nobody, to serve reads
+    /// ([`Step::Rest`]). `data` says `was_primary` meanwhile.
+    pub resting: bool,
 }
 
 /// One thing to do.
@@ -128,6 +134,10 @@ pub enum Step {
     },
     /// Stop and start, on request.
     Restart,
+    /// Start a former primary as a standby of nobody: reads go on while no majority is there.
+    Rest,
+    /// Stop it again: a majority is there to say what it is to be.
+    EndRest,
 }
 
 /// The next step and the rule that says so.
@@ -142,9 +152,10 @@ pub struct Next {
 type Rule = fn(&Local) -> Option<Step>;
 
 /// The table: safety first, then getting the role right, then upkeep.
-pub const RULES: [(&str, Rule); 8] = [
+pub const RULES: [(&str, Rule); 9] = [
     ("fence-old-primary", fence_old_primary),
     ("stay-fenced", stay_fenced),
+    ("rest-alone", rest_alone),
     ("hand-over", hand_over),
     ("be-primary", be_primary),
     ("get-data", get_data),
@@ -228,6 +239,32 @@ fn never_served(local: &Local) -> bool {
     served.is_some_and(|h| h.primary != *local.view.me && local.database.timeline > h.timeline)
 }
 
+/// No majority of voters is heard, by any path.
+fn alone(local: &Local) -> bool {
+    let view = &local.view;
+    let since_start = view.now.saturating_sub(view.started);
+    let heard = |m: &&MemberId| {
+        *m == view.me || view.age(m).map_or(since_start < ALONE_MS, |age| age < ALONE_MS)
+    };
+    view.voters.iter().filter(heard).count() < view.majority()
+}
+
+/// A primary that was stopped because its lease ended, and hears no majority, can be no primary.
+/// Its data can be read all the same: it runs as a standby that follows nobody. It is never
+/// promoted from there: first it stops, and then it is a former primary like any other.
+fn rest_alone(local: &Local) -> Option<Step> {
+    if !local.resting || !local.running || local.armed.is_some() {
+        let may = matches!(local.data, DataDir::Present { was_primary: true })
+            && my_turn(local)
+            && !record(local).paused
+            && !local.running
+            && !lease_valid(local)
+            && local.view.now >= local.retry_at;
+        return (may && alone(local)).then_some(Step::Rest);
+    }
+    (!alone(local)).then_some(Step::EndRest)
+}
+
 fn hand_over(local: &Local) -> Option<Step> {
     if !my_turn(local) {
         return None;
@@ -258,7 +295,8 @@ fn be_primary(local: &Local) -> Option<Step> {
     }
     let generation = record(local).generation;
     let sync = first_sync(local);
-    if !lease_valid(local) {
+    let rests = local.resting && local.running && local.armed.is_none();
+    if rests || !lease_valid(local) {
         return None;
     }
     if !local.running {
@@ -364,7 +402,7 @@ fn leader_to_follow(local: &Local) -> Option<MemberId> {
 fn get_data(local: &Local) -> Option<Step> {
     let upstream = leader_to_follow(local)?;
     let reinit = record(local).reinits.contains_key(local.view.me);
-    if local.view.now < local.retry_at && !reinit {
+    if local.view.now < local.retry_at {
         return None;
     }
     let primary = local.view.database(record(local).primary.as_ref()?).filter(|d| {

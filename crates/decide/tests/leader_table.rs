@@ -281,3 +281,29 @@ fn a_crash_is_replaced_or_restarted_as_the_policy_says() {
         assert_eq!(rule == Some("replace-lost-primary"), replaced, "{on_crash:?}: {rule:?}");
     }
 }
+
+#[test]
+fn a_primary_lost_in_a_pause_is_left_as_it_is_and_that_is_kept_in_the_events_once() {
+    let mut all = Cluster3::serving("m1");
+    let apply = |all: &mut Cluster3, change| {
+        let command = sempre_model::Command { at_unix_ms: 1, change };
+        all.record.apply(&command).unwrap();
+        let version = all.record.version;
+        for heard in all.heard.values_mut() {
+            heard.observation.record_version = version;
+        }
+    };
+    apply(&mut all, Change::SetPaused(true));
+    all.database("m0").process = ProcessState::Crashed;
+    let Some(("replace-lost-primary", note @ Change::Note { .. })) = proposed(&all) else {
+        panic!("{:?}", proposed(&all));
+    };
+    apply(&mut all, note);
+    assert!(all.record.events.last().unwrap().text.contains("the cluster is paused"));
+    let left = decide(&all.view());
+    assert_eq!(left.proposal, None);
+    assert!(left.why_not.iter().any(|why| why.contains("m0 is lost")), "{:?}", left.why_not);
+
+    apply(&mut all, Change::SetPaused(false));
+    assert!(matches!(proposed(&all), Some(("replace-lost-primary", Change::BeginFailover { .. }))));
+}

@@ -25,6 +25,7 @@ struct Situation {
     not_streaming: Option<u64>,
     checked_for: Generation,
     settings_differ: bool,
+    resting: bool,
 }
 
 impl Situation {
@@ -46,6 +47,7 @@ impl Situation {
             not_streaming: None,
             checked_for: Generation(0),
             settings_differ: false,
+            resting: false,
             all,
         }
     }
@@ -71,6 +73,7 @@ impl Situation {
             checked_for: self.checked_for,
             retry_at: 0,
             settings_differ: self.settings_differ,
+            resting: self.resting,
         };
         next(&local).map(|n| (n.rule, n.step))
     }
@@ -87,6 +90,8 @@ fn table() -> Vec<(&'static str, Situation, Step)> {
     let mut streams = Situation::of(Cluster3::fencing("m1"));
     streams.fenced_below = Generation(4);
     streams.upstream = Some(name("m0"));
+
+    let cut_off = alone();
 
     let mut hands_over = serving("m0");
     hands_over.all.record.phase = Phase::HandingOver { to: name("m1"), began_unix_ms: 0 };
@@ -113,6 +118,7 @@ fn table() -> Vec<(&'static str, Situation, Step)> {
     vec![
         ("fence-old-primary", old, Step::Fence { below: Generation(4) }),
         ("stay-fenced", streams, Step::Follow { upstream: None }),
+        ("rest-alone", cut_off, Step::Rest),
         ("hand-over", hands_over, Step::HandOver),
         ("be-primary", chosen, Step::Promote { generation: Generation(4), sync: set(1, &["m2"]) }),
         ("get-data", empty, Step::Clone { from: name("m1"), discard: false }),
@@ -120,6 +126,58 @@ fn table() -> Vec<(&'static str, Situation, Step)> {
         ("restart-on-request", asked, Step::Restart),
         ("reload", differs, Step::Reload),
     ]
+}
+
+/// The primary, whose lease has ended and whose guard has ended the database; nobody is heard.
+fn alone() -> Situation {
+    let mut situation = serving("m0");
+    situation.lease = false;
+    situation.running = false;
+    situation.armed = None;
+    for other in ["m1", "m2"] {
+        situation.all.heard.get_mut(&name(other)).unwrap().at = NOW - 6_000;
+    }
+    situation
+}
+
+#[test]
+fn one_that_is_read_alone_is_never_promoted_but_stopped_first() {
+    let mut situation = alone();
+    situation.running = true;
+    situation.resting = true;
+    situation.all.database("m0").role = Role::Standby;
+    situation.upstream = None;
+    assert_eq!(situation.next(), None, "it is read");
+    situation.lease = true;
+    assert_eq!(situation.next(), None, "whatever it believes to hold");
+
+    // One other is a majority again: it stops, whoever is primary then.
+    situation.all.heard.get_mut(&name("m1")).unwrap().at = NOW;
+    assert_eq!(situation.next(), Some(("rest-alone", Step::EndRest)));
+    situation.running = false;
+    let step = Step::StartPrimary { generation: G, sync: set(1, &["m1", "m2"]) };
+    assert_eq!(situation.next(), Some(("be-primary", step)), "its own WAL goes on");
+    situation.all.record.primary = Some(name("m1"));
+    situation.all.record.generation = Generation(4);
+    situation.promised = Generation(4);
+    situation.all.database("m1").role = Role::Primary;
+    situation.all.database("m1").generation = Generation(4);
+    situation.all.database("m1").admitted = true;
+    let step = Step::Rejoin { upstream: name("m1") };
+    assert_eq!(situation.next(), Some(("get-data", step)), "it may have WAL nobody else has");
+}
+
+#[test]
+fn nothing_is_started_to_be_read_while_a_majority_is_heard_or_in_a_pause() {
+    let mut situation = alone();
+    situation.all.heard.get_mut(&name("m1")).unwrap().at = NOW;
+    assert_eq!(situation.next(), None);
+    let mut situation = alone();
+    situation.all.record.paused = true;
+    assert_eq!(situation.next(), None);
+    let mut situation = alone();
+    situation.data = DataDir::Present { was_primary: false };
+    assert_eq!(situation.next(), None);
 }
 
 #[test]

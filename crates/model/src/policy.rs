@@ -80,6 +80,9 @@ pub struct Policy {
     pub route_max_lag_bytes: u64,
     /// Read-only routing: go to the primary when no standby fits.
     pub route_read_only_fallback: bool,
+    /// Read-only routing: while no primary is known, go on to standbys, although nobody can say
+    /// how far behind they are.
+    pub route_stale_reads: bool,
     /// Routing: how many connections are held while there is no primary.
     pub route_hold_max: usize,
     /// Routing: how long a connection is held, ms.
@@ -89,6 +92,9 @@ pub struct Policy {
     /// The most WAL, in bytes, that a replication slot may keep back (`max_slot_wal_keep_size`);
     /// 0: no limit.
     pub slot_max_wal_bytes: u64,
+    /// Standbys keep copies of the primary's logical replication slots (before PostgreSQL 17,
+    /// whose servers do it by themselves).
+    pub logical_slots: bool,
 }
 
 impl Default for Policy {
@@ -116,10 +122,12 @@ impl Default for Policy {
             switchover_max_lag_bytes: 16 << 20,
             route_max_lag_bytes: 16 << 20,
             route_read_only_fallback: true,
+            route_stale_reads: true,
             route_hold_max: 10_000,
             route_hold_timeout_ms: 30_000,
             client_tls: false,
             slot_max_wal_bytes: 16 << 30,
+            logical_slots: true,
         }
     }
 }

@@ -32,6 +32,8 @@ impl JobContext {
                 let session = self.executor.session().await?;
                 self.applied.recovered = Some(session.flush_lsn().await?);
                 // Its configuration was in force before it answered.
+                // It runs as a primary again, and its control file says so.
+                self.applied.resting = false;
                 self.applied.sync_since = self.applied.sync_since.or(self.applied.recovered);
                 self.executor.dir.set_applied(&self.applied)?;
                 Ok(self.done())
@@ -88,6 +90,11 @@ impl JobContext {
             Step::Clone { from, discard } => self.clone_data(from, *discard).await,
             Step::Restart => self.restart().await,
         }
+            Step::Rest => self.rest().await,
+            Step::EndRest => {
+                self.stop(StopMode::Fast).await?;
+                Ok(Done { data: Some(self.executor.inspect().await), ..self.done() })
+            }
     }
 
     /// The configuration of a primary in its first moment: nobody is let in, nothing is sampled.
@@ -128,6 +135,15 @@ impl JobContext {
 
     async fn follow(&mut self, upstream: Option<MemberId>) -> Result<Done> {
         let fence = upstream.is_none();
+    /// A former primary as a standby of nobody. Its folder looks like any standby's from now on, so
+    /// that it is none is written down first.
+    async fn rest(&mut self) -> Result<Done> {
+        self.applied.resting = true;
+        self.executor.dir.set_applied(&self.applied)?;
+        tracing::warn!("no majority is heard: the database is read-only until one is");
+        self.start_standby(None).await
+    }
+
         let next = Applied { upstream, ..self.applied.clone() };
         self.configure(ServerRole::Standby, next).await?;
         self.reload().await?;
@@ -311,6 +327,7 @@ impl JobContext {
 
     /// The first data directory: made, or adopted as it is.
     async fn bootstrap(&mut self) -> Result<Done> {
+        self.applied.resting = false;
         let cluster = self.record.cluster.clone().context("not initialised")?;
         let (data, _, _) = self.executor.inspect().await;
         match data {

@@ -56,6 +56,7 @@ impl JobContext {
 
     async fn checked(&mut self, propose: Vec<Change>) -> Result<Done> {
         self.applied.checked_for = self.record.generation;
+        self.applied.resting = false;
         self.executor.dir.set_applied(&self.applied)?;
         let data = Some(self.executor.inspect().await);
         Ok(Done { data, checked: true, propose, ..self.done() })

@@ -20,6 +20,10 @@ impl Looper {
         if !answers {
             return None;
         }
+        if state.applied.resting && state.report.database.role == Role::Standby {
+            // A former primary that is read for a while is no standby that anybody may choose.
+            return None;
+        }
         match state.report.database.role {
             Role::Standby if matches!(state.record.phase, Phase::Fencing { .. }) => {
                 let reported = state.fenced.as_ref().is_some_and(|f| f.generation == generation);
