@@ -382,7 +382,25 @@ fn upstream(local: &Local) -> Option<MemberId> {
     let primary = record.primary.clone()?;
     let wished = record.member(local.view.me)?.tags.replicate_from.clone();
     // A cascade is only as good as its middle: without it, go to the primary.
-    wished.filter(|m| m != local.view.me && *m != primary && streams(local, m)).or(Some(primary))
+    wished
+        .filter(|m| m != local.view.me && *m != primary && streams(local, m))
+        .filter(|_| !breaks_ring(record, local.view.me, &primary))
+        .or(Some(primary))
+}
+
+/// Do the tags `replicate_from` lead round to me, past the primary? Then nobody in the ring would
+/// receive anything: the first of them by name goes to the primary instead.
+fn breaks_ring(record: &Record, me: &MemberId, primary: &MemberId) -> bool {
+    let (mut at, mut first) = (me, me);
+    for _ in 0..record.members.len() {
+        let wish = record.member(at).and_then(|m| m.tags.replicate_from.as_ref());
+        let Some(next) = wish.filter(|next| *next != primary) else { return false };
+        if next == me {
+            return first == me;
+        }
+        (at, first) = (next, first.min(next));
+    }
+    false
 }
 
 fn streams(local: &Local, member: &MemberId) -> bool {

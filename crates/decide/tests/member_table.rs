@@ -288,6 +288,25 @@ fn one_that_knows_an_older_record_than_it_promised_stays_fenced() {
 }
 
 #[test]
+fn a_ring_of_cascades_is_opened_at_one_place() {
+    // Two that are to receive from each other: one goes to the primary.
+    for (me, other, upstream) in [("m1", "m2", "m0"), ("m2", "m1", "m1")] {
+        let mut situation = serving(me);
+        for (member, from) in [(me, other), (other, me)] {
+            let member = situation.all.record.members.get_mut(&name(member)).unwrap();
+            member.tags.replicate_from = Some(name(from));
+        }
+        let next = situation.next();
+        if upstream == "m0" {
+            assert_eq!(next, None, "{me} streams from the primary, and goes on");
+        } else {
+            let follow = Step::Follow { upstream: Some(name(upstream)) };
+            assert_eq!(next, Some(("be-standby", follow)));
+        }
+    }
+}
+
+#[test]
 fn a_copy_comes_from_the_least_loaded_member() {
     let from = |change: fn(&mut Situation)| {
         let mut empty = serving("m2");
