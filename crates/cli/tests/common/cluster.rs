@@ -286,6 +286,16 @@ impl Cluster {
         self.ok_at(&self.running(), arguments)
     }
 
+    /// A switchover with these further arguments, once the standbys have said how far they are.
+    pub fn switchover(&self, arguments: &[&str]) -> String {
+        let all = [&["switchover", "--yes"], arguments].concat();
+        self.until("the switchover is done", |cluster| {
+            let (code, out, err) = cluster.at(&cluster.running(), &all);
+            assert!(code == 0 || err.contains("has just connected"), "{all:?}: {err}");
+            (code == 0).then_some(out)
+        })
+    }
+
     /// A command that must be refused with this code. What it says.
     pub fn refused(&self, arguments: &[&str], code: &str) -> String {
         let (exit, _, err) = self.at(&self.running(), arguments);

@@ -36,7 +36,7 @@ pub fn told(output: Output) -> (i32, String, String) {
 
 /// Waits until it holds.
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     loop {
         if let Some(seen) = look() {
             return seen;

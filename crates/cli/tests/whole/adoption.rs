@@ -92,7 +92,7 @@ fn a_running_server_becomes_the_first_member() {
         (query(&shop(&second), orders).ok()? == "1000|500500").then_some(())
     });
     let writer = Writer::start(&cluster.member("m2").read_write(), 0);
-    cluster.ok(&["switchover", "--to", "m2", "--yes"]);
+    cluster.switchover(&["--to", "m2"]);
     writer.goes_on();
     cluster.whole();
     cluster.has_rows(&writer.stop());

@@ -42,7 +42,7 @@ fn an_application_follows_the_primary_through_one_address() {
     let writer = Writer::start(&write, 0);
 
     // A switchover, to the member it was not told of.
-    cluster.ok(&["switchover", "--to", "m3", "--yes"]);
+    cluster.switchover(&["--to", "m3"]);
     writer.goes_on();
     assert_eq!(led(&write), port_of(&cluster, "m3"));
     cluster.whole();

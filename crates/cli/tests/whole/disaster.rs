@@ -104,7 +104,7 @@ fn a_cluster_is_re_formed_from_the_one_that_is_left() {
     cluster.whole();
     let change = cluster.last_change();
     assert_eq!((&change["cause"], &change["primary"]), (&"recover".into(), &"m3".into()));
-    cluster.ok(&["switchover", "--to", "m1", "--yes"]);
+    cluster.switchover(&["--to", "m1"]);
     writer.goes_on();
     cluster.whole();
     cluster.has_rows(&writer.stop());

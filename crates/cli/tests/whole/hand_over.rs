@@ -77,7 +77,7 @@ fn a_switchover_is_refused_or_scheduled_or_done() {
     cluster.whole();
 
     // Without a target: the best that may lead, which leaves one.
-    let said = cluster.ok(&["switchover", "--yes"]);
+    let said = cluster.switchover(&[]);
     assert!(said.contains("m1 is the primary of generation 3"), "{said}");
     writer.goes_on();
     assert_eq!(cluster.whole()["primary"], "m1");

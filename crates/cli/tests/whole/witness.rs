@@ -74,7 +74,7 @@ fn members_that_move_are_found_again() {
     cluster.whole();
     cluster.has_rows(&acknowledged);
     // A standby that lives at a new place takes over as well as any.
-    cluster.ok_at("m1", &["switchover", "--yes"]);
+    cluster.switchover(&[]);
     let writer = Writer::start(&cluster.member("w1").read_write(), 1_000_000);
     cluster.whole();
     cluster.has_rows(&writer.stop());

@@ -37,7 +37,7 @@ fn commits_never_wait_for_the_primarys_own_zone_alone() {
 
     // Into the other zone, and within it.
     for to in ["m3", "m4", "m2"] {
-        cluster.ok(&["switchover", "--to", to, "--yes"]);
+        cluster.switchover(&["--to", to]);
         writer.goes_on();
         assert_eq!(spanned(&cluster)["primary"], to);
     }
