@@ -3,3 +3,4 @@
 mod postgres;
 mod scram;
 mod shell;
+mod track;

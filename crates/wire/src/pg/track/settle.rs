@@ -239,6 +239,8 @@ impl Tracker {
                 self.statements.drop_unnamed();
                 if self.ends_block(text) {
                     self.rolled_back(out);
+                } else if self.is_nothing(text) {
+                    write::empty_query_response(out);
                 } else {
                     self.say_failed(out);
                 }
@@ -269,8 +271,11 @@ impl Tracker {
         match tag {
             b'P' => {
                 let Ok(parse) = Parse::decode(body) else { return false };
+                if !parse.name.is_empty() && self.statements.get(parse.name).is_some() {
+                    return false;
+                }
                 let text = Text::of(parse.text, self.standard_strings);
-                if !self.ends_block(text) {
+                if !self.is_nothing(text) && !self.ends_block(text) {
                     return false;
                 }
                 let number = self.statements.sent(parse.name, Some(raw), text);
@@ -292,7 +297,7 @@ impl Tracker {
                     b'S' => self.statements.text_of(&name(body)),
                     _ => self.portal(&name(body)),
                 };
-                if !self.ends_block(text) {
+                if !self.is_nothing(text) && !self.ends_block(text) {
                     return false;
                 }
                 if *kind == b'S' {
@@ -324,6 +329,12 @@ impl Tracker {
         let told = self.owed.is_none() || text.verb == Verb::Rollback;
         self.in_block = told;
         told
+    }
+
+    /// An empty text is taken even in a failed block (but not a Bind of it), once the loss was
+    /// told.
+    fn is_nothing(&self, text: Text) -> bool {
+        text.statements == 0 && text.hints.is_empty() && self.owed.is_none()
     }
 
     fn rolled_back(&mut self, out: &mut Vec<u8>) {

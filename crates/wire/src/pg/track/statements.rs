@@ -1,6 +1,6 @@
 //! What a client has prepared through the protocol, so that it can be prepared again elsewhere.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use super::text::Text;
 
@@ -11,6 +11,9 @@ pub const STATEMENTS_MAX: usize = 10_000;
 pub const STATEMENT_BYTES_MAX: usize = 1 << 20;
 /// All Parse messages of a session together, bytes. Ten thousand of usual length fit.
 pub const STATEMENTS_BYTES_MAX: usize = 8 << 20;
+
+/// A buffer up to this many bytes is kept for the next unnamed statement.
+const SPARE_MAX: usize = 4_096;
 
 /// A prepared statement.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,14 +47,13 @@ impl Prepared {
 struct Entry {
     /// What the server has, as far as it has said.
     now: Option<Prepared>,
-    /// What was sent and not answered, with its number.
-    coming: Option<(u32, Prepared)>,
+    /// What was sent and not answered, each with its number, the oldest first.
+    coming: VecDeque<(u32, Prepared)>,
 }
 
 impl Entry {
-    fn bytes(&self) -> usize {
-        let coming = self.coming.as_ref().map(|(_, prepared)| prepared);
-        self.now.iter().chain(coming).map(|prepared| prepared.raw.len()).sum()
+    fn is_empty(&self) -> bool {
+        self.now.is_none() && self.coming.is_empty()
     }
 }
 
@@ -63,133 +65,131 @@ pub struct Statements {
     unnamed: Entry,
     /// Its buffer while there is none.
     spare: Prepared,
-    /// Bytes of the named ones.
+    /// Bytes of all.
     bytes: usize,
     sent: u32,
     forgotten: bool,
 }
 
 impl Statements {
+    fn entry_mut(&mut self, name: &[u8]) -> Option<&mut Entry> {
+        if name.is_empty() { Some(&mut self.unnamed) } else { self.named.get_mut(name) }
+    }
+
+    fn entry(&self, name: &[u8]) -> Option<&Entry> {
+        if name.is_empty() { Some(&self.unnamed) } else { self.named.get(name) }
+    }
+
+    /// One that is no longer wanted.
+    fn discard(&mut self, prepared: Option<Prepared>) {
+        let Some(prepared) = prepared else { return };
+        self.bytes -= prepared.raw.len();
+        // A large one would hold its memory as long as the session lasts.
+        if prepared.raw.capacity() <= SPARE_MAX {
+            self.spare = prepared;
+        }
+    }
+
+    fn tidy(&mut self, name: &[u8]) {
+        if self.named.get(name).is_some_and(Entry::is_empty) {
+            self.named.remove(name);
+        }
+    }
+
     /// A Parse was sent. Gives its number.
     pub(super) fn sent(&mut self, name: &[u8], raw: Option<&[u8]>, text: Text) -> u32 {
         self.sent = self.sent.wrapping_add(1);
         let number = self.sent;
-        let raw = raw.filter(|raw| raw.len() <= STATEMENT_BYTES_MAX);
-        if name.is_empty() {
-            let mut prepared = match self.unnamed.coming.take() {
-                Some((_, old)) => old,
-                None => std::mem::take(&mut self.spare),
-            };
-            prepared.set(raw, text);
-            self.unnamed.coming = Some((number, prepared));
-            return number;
+        if !name.is_empty() && !self.named.contains_key(name) {
+            if self.named.len() >= STATEMENTS_MAX {
+                self.forgotten = true;
+                return number;
+            }
+            self.named.insert(name.into(), Entry::default());
         }
-        if !self.named.contains_key(name) && self.named.len() >= STATEMENTS_MAX {
-            self.forgotten = true;
-            return number;
-        }
-        let entry = self.named.entry(name.into()).or_default();
-        self.bytes -= entry.bytes();
-        entry.coming = None;
-        let raw = raw.filter(|raw| self.bytes + entry.bytes() + raw.len() <= STATEMENTS_BYTES_MAX);
-        let mut prepared = Prepared::default();
+        let raw = raw.filter(|raw| {
+            raw.len() <= STATEMENT_BYTES_MAX && self.bytes + raw.len() <= STATEMENTS_BYTES_MAX
+        });
+        let mut prepared = match name {
+            [] => std::mem::take(&mut self.spare),
+            _ => Prepared::default(),
+        };
         prepared.set(raw, text);
-        entry.coming = Some((number, prepared));
-        self.bytes += entry.bytes();
+        self.bytes += prepared.raw.len();
+        if let Some(entry) = self.entry_mut(name) {
+            entry.coming.push_back((number, prepared));
+        }
         number
+    }
+
+    fn take(&mut self, name: &[u8], number: u32) -> Option<Prepared> {
+        let entry = self.entry_mut(name)?;
+        let at = entry.coming.iter().position(|(known, _)| *known == number)?;
+        entry.coming.remove(at).map(|(_, prepared)| prepared)
     }
 
     /// It is there.
     pub(super) fn completed(&mut self, name: &[u8], number: u32) {
-        let Self { named, unnamed, spare, bytes, .. } = self;
-        let entry = match name {
-            [] => unnamed,
-            name => match named.get_mut(name) {
-                Some(entry) => entry,
-                None => return,
-            },
-        };
-        let before = entry.bytes();
-        let old = match entry.coming.take() {
-            Some((coming, prepared)) if coming == number => entry.now.replace(prepared),
-            // Another one of the same name follows: which this was is no longer known.
-            later => {
-                entry.coming = later;
-                entry.now.replace(Prepared { raw: Vec::new(), text: Text::UNKNOWN })
-            }
-        };
-        if name.is_empty() {
-            *spare = old.unwrap_or_default();
-        } else {
-            *bytes = *bytes + entry.bytes() - before;
-        }
+        let Some(prepared) = self.take(name, number) else { return };
+        let old = self.entry_mut(name).and_then(|entry| entry.now.replace(prepared));
+        self.discard(old);
     }
 
     /// It will not be there.
     pub(super) fn failed(&mut self, name: &[u8], number: u32) {
+        let taken = self.take(name, number);
+        self.discard(taken);
         if name.is_empty() {
             // A failed Parse takes the unnamed statement with it.
-            self.drop_unnamed();
-        } else if let Some(entry) = self.named.get_mut(name)
-            && entry.coming.as_ref().is_some_and(|(coming, _)| *coming == number)
-        {
-            self.bytes -= entry.bytes();
-            entry.coming = None;
-            self.bytes += entry.bytes();
-            if entry.now.is_none() {
-                self.named.remove(name);
-            }
+            self.closed(name);
+        } else {
+            self.tidy(name);
         }
     }
 
     /// A Close was answered.
     pub(super) fn closed(&mut self, name: &[u8]) {
-        if name.is_empty() {
-            self.unnamed.now = None;
-        } else if let Some(entry) = self.named.get_mut(name) {
-            self.bytes -= entry.bytes();
-            entry.now = None;
-            self.bytes += entry.bytes();
-            if entry.coming.is_none() {
-                self.named.remove(name);
-            }
-        }
+        let old = self.entry_mut(name).and_then(|entry| entry.now.take());
+        self.discard(old);
+        self.tidy(name);
     }
 
     /// A simple query takes the unnamed statement with it.
     pub(super) fn drop_unnamed(&mut self) {
-        let coming = self.unnamed.coming.take().map(|(_, prepared)| prepared);
-        if let Some(prepared) = coming.or(self.unnamed.now.take()) {
-            self.spare = prepared;
+        while let Some((_, coming)) = self.unnamed.coming.pop_front() {
+            self.discard(Some(coming));
         }
-        self.unnamed.now = None;
+        self.closed(b"");
     }
 
     /// DEALLOCATE ALL, DISCARD ALL.
     pub(super) fn clear(&mut self) {
-        self.named.retain(|_, entry| {
-            entry.now = None;
-            entry.coming.is_some()
-        });
-        self.bytes = self.named.values().map(Entry::bytes).sum();
+        self.retain(|_| false);
         self.forgotten = false;
     }
 
     /// The server is gone: what it has not answered will not be there.
     pub(super) fn drop_coming(&mut self) {
-        self.unnamed.coming = None;
+        self.unnamed.coming.clear();
         self.named.retain(|_, entry| {
-            entry.coming = None;
+            entry.coming.clear();
             entry.now.is_some()
         });
-        self.bytes = self.named.values().map(Entry::bytes).sum();
+        self.count();
+    }
+
+    fn count(&mut self) {
+        let entries = self.named.values().chain([&self.unnamed]);
+        let all = entries.flat_map(|entry| {
+            entry.now.iter().chain(entry.coming.iter().map(|(_, prepared)| prepared))
+        });
+        self.bytes = all.map(|prepared| prepared.raw.len()).sum();
     }
 
     /// What the newest one of this name says, answered or not.
     pub(super) fn text_of(&self, name: &[u8]) -> Text {
-        let entry = if name.is_empty() { Some(&self.unnamed) } else { self.named.get(name) };
-        entry
-            .and_then(|entry| match &entry.coming {
+        self.entry(name)
+            .and_then(|entry| match entry.coming.back() {
                 Some((_, coming)) => Some(coming.text),
                 None => entry.now.as_ref().map(|now| now.text),
             })
@@ -198,8 +198,7 @@ impl Statements {
 
     /// One that the server has.
     pub fn get(&self, name: &[u8]) -> Option<&Prepared> {
-        let entry = if name.is_empty() { Some(&self.unnamed) } else { self.named.get(name) };
-        entry?.now.as_ref()
+        self.entry(name)?.now.as_ref()
     }
 
     /// All that the server has, in no order, the unnamed one under the empty name.
@@ -216,9 +215,9 @@ impl Statements {
             if entry.now.is_some() && !keep(name) {
                 entry.now = None;
             }
-            entry.now.is_some() || entry.coming.is_some()
+            !entry.is_empty()
         });
-        self.bytes = self.named.values().map(Entry::bytes).sum();
+        self.count();
     }
 
     /// Is there one that cannot be made again, being beyond a limit?
