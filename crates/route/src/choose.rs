@@ -55,7 +55,7 @@ pub(crate) fn candidates(
             return out;
         }
     }
-    if !table.primary_stopped {
+    if !table.primary_stopped && !table.draining {
         out.extend(table.primary.as_ref().map(as_primary));
     }
     out

@@ -4,7 +4,7 @@ use crate::{CutReason, Mode};
 use sempre_wire::pg::{ErrorResponse, Framer, sqlstate};
 use std::time::Duration;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     time,
 };
@@ -18,7 +18,7 @@ const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 1 << 20;
 
 /// Says it, ends our side and waits a moment for the client to end its own.
-pub(crate) async fn say(client: &mut TcpStream, last_words: &[u8]) {
+pub(crate) async fn say(client: &mut (impl AsyncRead + AsyncWrite + Unpin), last_words: &[u8]) {
     let said = time::timeout(SAY_TIMEOUT, async {
         client.write_all(last_words).await?;
         client.shutdown().await

@@ -2,7 +2,10 @@
 
 use sempre_wire::pg::{FirstError, FirstHead, FirstPacket};
 use std::{io, time::Duration};
-use tokio::{io::AsyncReadExt, net::TcpStream, time};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    time,
+};
 
 /// How long a client may take to say what it wants. PostgreSQL gives 60 s for all of the log-in.
 const FIRST_PACKET_TIMEOUT: Duration = Duration::from_secs(15);
@@ -33,7 +36,7 @@ pub(crate) enum ReadFirstError {
 }
 
 /// Reads one packet.
-pub(crate) async fn read(client: &mut TcpStream) -> Result<First, ReadFirstError> {
+pub(crate) async fn read(client: &mut (impl AsyncRead + Unpin)) -> Result<First, ReadFirstError> {
     let read = async {
         let mut head = [0; 4];
         client.read_exact(&mut head).await?;

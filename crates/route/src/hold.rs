@@ -37,6 +37,10 @@ pub(crate) struct Shared {
 pub(crate) struct Led {
     pub server: TcpStream,
     pub ticket: Ticket,
+    /// Who it is.
+    pub candidate: Candidate,
+    /// The address it is connected by.
+    pub host: String,
 }
 
 /// Why a client was not led anywhere.
@@ -133,7 +137,10 @@ impl<'a> Hold<'a> {
             ticket.over(host);
             verified().await?;
             match ticket.cut.reason() {
-                None => Ok(Led { server, ticket }),
+                None => {
+                    let host = host.to_owned();
+                    Ok(Led { server, ticket, candidate: candidate.clone(), host })
+                }
                 Some(_) => Err(format!("{member} was replaced or its path lost meanwhile")),
             }
         };

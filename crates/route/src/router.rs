@@ -1,9 +1,10 @@
 //! The router: listens, and runs a session for every client.
 
 use crate::{
-    RouteStats, Table, Verifier,
+    RouteStats, Style, Table, Verifier,
     gate::Gate,
     hold::Shared,
+    proxy::{self, Proxy},
     session,
     sessions::Sessions,
     socket,
@@ -68,6 +69,17 @@ impl Router {
         table: watch::Receiver<Arc<Table>>,
         verifier: Arc<dyn Verifier>,
     ) -> Result<Router, RouteError> {
+        Self::start_in(Style::Pass, listen, mode, table, verifier)
+    }
+
+    /// The same in a certain style.
+    pub fn start_in(
+        style: Style,
+        listen: Vec<SocketAddr>,
+        mode: Mode,
+        table: watch::Receiver<Arc<Table>>,
+        verifier: Arc<dyn Verifier>,
+    ) -> Result<Router, RouteError> {
         if listen.is_empty() {
             return Err(RouteError::NoAddress);
         }
@@ -86,11 +98,15 @@ impl Router {
             counters: Arc::default(),
             closing: closing_seen,
         });
+        let proxy = match style {
+            Style::Pass => None,
+            Style::Proxy(settings) => Some(Arc::new(Proxy::new(shared.clone(), settings))),
+        };
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
         let mut tasks = JoinSet::new();
         tasks.spawn(obey(table, shared.sessions.clone()));
         for listener in listeners {
-            tasks.spawn(accept(listener, shared.clone(), room.clone()));
+            tasks.spawn(accept(listener, shared.clone(), proxy.clone(), room.clone()));
         }
         let (counters, sessions) = (shared.counters.clone(), shared.sessions.clone());
         Ok(Router { counters, sessions, addresses, closing, room, tasks })
@@ -140,7 +156,12 @@ async fn obey(mut table: watch::Receiver<Arc<Table>>, sessions: Arc<Sessions>) {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, room: Arc<Semaphore>) {
+async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    proxy: Option<Arc<Proxy>>,
+    room: Arc<Semaphore>,
+) {
     loop {
         let client = match listener.accept().await {
             Ok((client, _)) => client,
@@ -165,10 +186,13 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, room: Arc<Semaphore>
             continue;
         };
         socket::tune(&client);
-        let shared = shared.clone();
+        let (shared, proxy) = (shared.clone(), proxy.clone());
         tokio::spawn(async move {
             let open = Gauge::up(&shared.counters.open);
-            session::run(client, &shared).await;
+            match proxy {
+                Some(proxy) => proxy::run(client, &proxy).await,
+                None => session::run(client, None, &shared).await,
+            }
             drop((open, place));
         });
     }

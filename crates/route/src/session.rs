@@ -11,7 +11,7 @@ use crate::{
 use sempre_wire::pg::{ErrorResponse, FirstError, Framer, sqlstate};
 use std::{sync::atomic::Ordering::Relaxed, task::Poll, time::Duration};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     time,
 };
@@ -26,11 +26,13 @@ const FIRST_ANSWER: usize = 1024;
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves one client from its first byte to its last.
-pub(crate) async fn run(mut client: TcpStream, shared: &Shared) {
+///
+/// `first`: what it said already.
+pub(crate) async fn run(mut client: TcpStream, first: Option<First>, shared: &Shared) {
     // Boxed: an idle session should not carry the space that only its beginning needs.
     let begun = {
         let mut closing = shared.closing.clone();
-        let begin = Box::pin(begin(&mut client, shared));
+        let begin = Box::pin(begin(&mut client, first, shared));
         tokio::select! {
             begun = begin => begun,
             _ = closing.wait_for(|closing| *closing) => return,
@@ -44,7 +46,7 @@ pub(crate) async fn run(mut client: TcpStream, shared: &Shared) {
         counters: &shared.counters,
     };
     let (end, kept) = copy.run(&led.ticket.cut).await;
-    let Led { server, ticket } = led;
+    let Led { server, ticket, .. } = led;
     // The server's part is over; the client may need a moment for its last message.
     drop((server, ticket));
     let error = match end {
@@ -69,11 +71,19 @@ pub(crate) async fn run(mut client: TcpStream, shared: &Shared) {
 }
 
 /// Up to the point where bytes just flow. None: the connection is over.
-async fn begin(client: &mut TcpStream, shared: &Shared) -> Option<(Led, Streams)> {
-    let mut first = read_first(client, shared).await?;
+async fn begin(
+    client: &mut TcpStream,
+    first: Option<First>,
+    shared: &Shared,
+) -> Option<(Led, Streams)> {
+    let mut first = match first {
+        Some(first) => first,
+        None => read_first(client, shared).await?,
+    };
     let mut hold = Hold::new(shared);
     let mut negotiations = 0;
     'lead: loop {
+        first = without_tls(client, shared, first).await?;
         if first.kind == Kind::Cancel {
             cancel(&first, shared).await;
             return None;
@@ -83,7 +93,6 @@ async fn begin(client: &mut TcpStream, shared: &Shared) -> Option<(Led, Streams)
             Err(not_led) => return refuse(client, shared, first, not_led).await,
         };
         loop {
-        first = without_tls(client, shared, first).await?;
             match answered(client, &mut led, &first).await {
                 Answered::Flows(streams) => return Some((led, streams)),
                 Answered::Broken => {
@@ -104,6 +113,7 @@ async fn begin(client: &mut TcpStream, shared: &Shared) -> Option<(Led, Streams)
                         return None;
                     }
                     first = read_first(client, shared).await?;
+                    first = without_tls(client, shared, first).await?;
                     if first.kind == Kind::Cancel {
                         continue 'lead;
                     }
@@ -113,7 +123,6 @@ async fn begin(client: &mut TcpStream, shared: &Shared) -> Option<(Led, Streams)
     }
 }
 
-                    first = without_tls(client, shared, first).await?;
 /// Answers those who ask for TLS that there is none, where it is not offered: inside of it nothing
 /// could be said to them any more. The server is not asked. None: the connection is over.
 async fn without_tls(client: &mut TcpStream, shared: &Shared, mut first: First) -> Option<First> {
@@ -133,7 +142,10 @@ async fn without_tls(client: &mut TcpStream, shared: &Shared, mut first: First) 
     None
 }
 
-pub(crate) async fn read_first(client: &mut TcpStream, shared: &Shared) -> Option<First> {
+pub(crate) async fn read_first(
+    client: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    shared: &Shared,
+) -> Option<First> {
     let error = match first::read(client).await {
         Ok(first) => return Some(first),
         Err(error) => error,

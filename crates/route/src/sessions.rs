@@ -5,7 +5,10 @@ use futures_util::task::AtomicWaker;
 use sempre_model::{Generation, MemberId};
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::Context,
 };
 
@@ -47,6 +50,7 @@ impl Entry {
 #[derive(Default)]
 pub(crate) struct Cut {
     reason: OnceLock<CutReason>,
+    draining: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -55,6 +59,17 @@ impl Cut {
         if self.reason.set(reason).is_ok() {
             self.waker.wake();
         }
+    }
+
+    fn drain(&self, draining: bool) {
+        if self.draining.swap(draining, Relaxed) != draining && draining {
+            self.waker.wake();
+        }
+    }
+
+    /// Is the primary about to hand over? Transactions that are open may end; none is begun.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
     }
 
     /// The reason, if it was cut; otherwise the task of `context` is woken when it is.
@@ -118,6 +133,7 @@ impl Sessions {
         let id = inner.next;
         inner.next += 1;
         let cut = Arc::new(Cut::default());
+        cut.drain(role == Role::Primary && inner.table.draining);
         *inner.per_member.entry(member.clone()).or_default() += 1;
         let entry =
             Entry { member: member.clone(), role, generation, host: None, cut: cut.clone() };
@@ -136,6 +152,9 @@ impl Sessions {
         for entry in inner.entries.values() {
             if let Some(reason) = entry.cut_by(&table) {
                 entry.cut.now(reason);
+            }
+            if entry.role == Role::Primary {
+                entry.cut.drain(table.draining);
             }
         }
         inner.table = table;

@@ -80,6 +80,10 @@ pub struct Table {
     /// sessions of this generation are cut.
     #[serde(default)]
     pub primary_stopped: bool,
+    /// The primary is about to hand over (a switchover was asked for). No new session is led to
+    /// it. Sessions that are carried begin no new transaction there, and leave it when they are idle.
+    #[serde(default)]
+    pub draining: bool,
     /// Read-write sessions of earlier generations are cut. The source sets it to the record's
     /// generation as soon as that is raised: an older primary cannot acknowledge commits any more.
     #[serde(default)]

@@ -3,7 +3,9 @@
 #![allow(dead_code)] // each test file uses its part
 
 use sempre_model::{Generation, MemberId};
-use sempre_route::{Limits, Mode, RouteStats, Router, Standby, Table, Target, Verifier};
+use sempre_route::{
+    Limits, Mode, ProxySettings, RouteStats, Router, Standby, Style, Table, Target, Verifier,
+};
 use std::{
     net::{SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt,
@@ -196,10 +198,19 @@ pub struct Routed {
 
 impl Routed {
     pub fn start(mode: Mode, table: Table) -> Self {
+        Self::start_in(Style::Pass, mode, table)
+    }
+
+    /// A router that carries sessions.
+    pub fn proxy(table: Table) -> Self {
+        Self::start_in(Style::Proxy(ProxySettings::default()), Mode::ReadWrite, table)
+    }
+
+    pub fn start_in(style: Style, mode: Mode, table: Table) -> Self {
         let (table, seen) = watch::channel(Arc::new(table));
         let verifier = Arc::new(Switch(AtomicBool::new(true)));
         let listen = vec!["127.0.0.1:0".parse().unwrap()];
-        let router = Router::start(listen, mode, seen, verifier.clone()).unwrap();
+        let router = Router::start_in(style, listen, mode, seen, verifier.clone()).unwrap();
         let address = router.addresses()[0];
         Self { router, table, verifier, address }
     }

@@ -1,0 +1,156 @@
+//! Gives a session a server: found, verified, logged in to, and brought to the session's state.
+
+use super::{
+    Proxy,
+    carry::RestoreError,
+    link::{Answerer, Link, LoggedIn, NoLink, log_in},
+    lost::not_carriable,
+    session::{Over, Session},
+    talk::Talk,
+};
+use crate::{
+    farewell,
+    hold::{Hold, Led, NotLed},
+    stats::count,
+};
+use sempre_wire::pg::{ErrorResponse, Side, TransactionStatus, sqlstate, write};
+use std::{future::poll_fn, task::Poll, time::Duration};
+use tokio::time;
+
+/// How long a server may take to log a session in and to restore its state. Its own log-in limit is 60 s.
+const LOG_IN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why a session has no server and gets none.
+pub(super) enum NotAttached {
+    ClientGone,
+    Error(ErrorResponse),
+    /// A server's own words.
+    Raw(Vec<u8>),
+}
+
+/// What a client that was held in vain is told.
+pub(super) fn held_in_vain(proxy: &Proxy, not_led: NotLed) -> NotAttached {
+    match not_led {
+        NotLed::ClientGone => NotAttached::ClientGone,
+        NotLed::Refused { why, limit } => {
+            count(&proxy.shared.counters.refused);
+            let mode = proxy.shared.mode;
+            tracing::info!(?mode, why, limit, "client refused");
+            NotAttached::Error(farewell::refused(mode, &why, &limit))
+        }
+    }
+}
+
+/// Runs what needs a server until it is done, the table leads elsewhere, or it takes too long.
+pub(super) async fn with_server<T>(
+    led: Led,
+    work: impl AsyncFnOnce(Led) -> Result<T, NoLink>,
+) -> Result<T, NoLink> {
+    let cut = led.ticket.cut.clone();
+    let cut = poll_fn(move |context| match cut.poll(context) {
+        Some(_) => Poll::Ready(()),
+        None => Poll::Pending,
+    });
+    tokio::select! {
+        biased;
+        () = cut => Err(NoLink::NotYet("the server was replaced meanwhile".into())),
+        done = time::timeout(LOG_IN_TIMEOUT, work(led)) => done.unwrap_or_else(|_| {
+            Err(NoLink::NotYet(format!("the server did not answer within {} s", LOG_IN_TIMEOUT.as_secs())))
+        }),
+    }
+}
+
+impl Session<'_> {
+    /// A server, as soon as there is one.
+    pub(super) async fn attach(&mut self) -> Result<(), NotAttached> {
+        if self.link.is_some() {
+            return Ok(());
+        }
+        let proxy = self.proxy;
+        let mut hold = Hold::new(&proxy.shared);
+        loop {
+            let led = hold.lead(self.client.tcp()).await.map_err(|n| held_in_vain(proxy, n))?;
+            let attached = with_server(led, async |led| self.take_over(led).await).await;
+            let why = match attached {
+                Ok(link) => {
+                    self.set_link(link);
+                    return Ok(());
+                }
+                Err(NoLink::NotYet(why)) => why,
+                Err(NoLink::ClientGone) => return Err(NotAttached::ClientGone),
+                Err(NoLink::Error(error)) => return Err(NotAttached::Error(error)),
+                Err(NoLink::Refused(raw)) => return Err(NotAttached::Raw(raw)),
+            };
+            tracing::debug!(why, "a session could not be carried there");
+            hold.not_yet(self.client.tcp(), why).await.map_err(|n| held_in_vain(proxy, n))?;
+        }
+    }
+
+    /// The session's server from now on.
+    pub(super) fn set_link(&mut self, link: Link) {
+        let address = link.address.map(|address| (address, link.process, link.key.clone()));
+        self.key.runs(address);
+        self.link = Some(link);
+    }
+
+    /// Logs in and restores the session.
+    async fn take_over(&mut self, led: Led) -> Result<Link, NoLink> {
+        let answerer = Answerer::Us(&self.secret);
+        let tls = &self.proxy.settings.server_tls;
+        let LoggedIn { mut link, mut parameters, .. } =
+            log_in(led, tls, &self.begun, answerer).await?;
+        if !self.carried.is_empty() {
+            let restored = self.carried.restore(&mut link.stream, &mut link.kept).await;
+            let restored = restored.map_err(|error| match error {
+                RestoreError::Talk(error) => NoLink::NotYet(error.to_string()),
+                RestoreError::Refused(_) => match not_carriable(&format!("{error}.")) {
+                    Over::Error(error) => NoLink::Error(error),
+                    Over::Silent | Over::Raw(_) => NoLink::ClientGone,
+                },
+            })?;
+            parameters.extend(restored.parameters);
+            self.to_client.extend_from_slice(&restored.notifications);
+        }
+        if self.flow.status == TransactionStatus::Failed {
+            // The client was told that its block failed. A real block that failed answers it from
+            // here on, whatever it does.
+            let mut question = Vec::new();
+            write::query(&mut question, b"begin");
+            write::query(&mut question, b"rollback to savepoint sempre_the_primary_has_changed");
+            let mut talk =
+                Talk::new(&mut link.stream, Side::Backend, std::mem::take(&mut link.kept));
+            let failed = talk.ask(&question, 2).await;
+            failed.map_err(|error| NoLink::NotYet(error.to_string()))?;
+            link.kept = talk.rest();
+        }
+        // The last word on each counts.
+        let mut last: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        for (name, value) in parameters {
+            match last.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, known)) => *known = value,
+                None => last.push((name, value)),
+            }
+        }
+        for (name, value) in last {
+            if self.reported(&name, &value) {
+                write::parameter_status(&mut self.to_client, &name, &value);
+            }
+        }
+        Ok(link)
+    }
+
+    /// The way it logged in cannot be repeated.
+    pub(super) fn secret_is_spent(&self) -> bool {
+        matches!(self.secret, super::link::Secret::Relayed)
+    }
+}
+
+/// A client that does not encrypt where it must.
+pub(super) fn not_encrypted() -> ErrorResponse {
+    ErrorResponse::fatal(
+        sqlstate::INVALID_AUTHORIZATION,
+        "this port takes encrypted connections only",
+        "",
+        "Connect with sslmode=require or better.",
+    )
+}

@@ -1,0 +1,116 @@
+//! Cancel requests: clients get keys of ours, which lead to the server that runs their query.
+
+use sempre_wire::pg::write;
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time,
+};
+
+/// How long a cancel request may take on its way to the server.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where a client's query runs.
+#[derive(Clone, Debug)]
+struct Running {
+    address: SocketAddr,
+    process: u32,
+    key: Vec<u8>,
+}
+
+#[derive(Default)]
+struct State {
+    running: Option<Running>,
+    /// A commit is on its way, or a question of ours: nothing to cancel.
+    guarded: bool,
+}
+
+/// The keys of all clients.
+#[derive(Default)]
+pub(crate) struct Cancels {
+    next: AtomicU32,
+    clients: Mutex<HashMap<u32, (u32, Arc<Mutex<State>>)>>,
+}
+
+/// One client's key. Given back when dropped.
+pub(crate) struct CancelKey {
+    cancels: Arc<Cancels>,
+    pub process: u32,
+    pub secret: u32,
+    state: Arc<Mutex<State>>,
+}
+
+impl Cancels {
+    pub fn enter(self: &Arc<Self>) -> CancelKey {
+        let secret: u32 = rand::random();
+        let state = Arc::new(Mutex::new(State::default()));
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        // A process number of 31 bits, never 0: some clients read it signed.
+        let process = loop {
+            let process = self.next.fetch_add(1, Relaxed) & 0x7FFF_FFFF;
+            if process != 0 && !clients.contains_key(&process) {
+                break process;
+            }
+        };
+        clients.insert(process, (secret, state.clone()));
+        drop(clients);
+        CancelKey { cancels: self.clone(), process, secret, state }
+    }
+
+    /// Passes a request on, if it belongs to a client and there is something to cancel. True: it
+    /// was sent.
+    pub async fn cancel(&self, process: u32, key: &[u8]) -> bool {
+        let found = {
+            let clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+            clients.get(&process).cloned()
+        };
+        let Some((_, state)) = found.filter(|(secret, _)| secret.to_be_bytes() == key) else {
+            return false;
+        };
+        let running = {
+            let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.guarded { None } else { state.running.clone() }
+        };
+        let Some(running) = running else { return false };
+        let send = async {
+            let mut server = TcpStream::connect(running.address).await.ok()?;
+            let mut request = Vec::new();
+            write::cancel_request(&mut request, running.process, &running.key);
+            server.write_all(&request).await.ok()?;
+            // The server closes when it has acted; the client waits for that.
+            let _ = server.read(&mut [0; 1]).await;
+            Some(())
+        };
+        matches!(time::timeout(CANCEL_TIMEOUT, send).await, Ok(Some(())))
+    }
+}
+
+impl CancelKey {
+    /// The client's queries run there now; none: nowhere.
+    pub fn runs(&self, at: Option<(SocketAddr, u32, Vec<u8>)>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.running = at.map(|(address, process, key)| Running { address, process, key });
+        state.guarded = false;
+    }
+
+    /// While it is guarded, nothing is cancelled.
+    pub fn guard(&self, guarded: bool) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).guarded = guarded;
+    }
+}
+
+impl Drop for CancelKey {
+    fn drop(&mut self) {
+        let mut clients = self.cancels.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.remove(&self.process);
+    }
+}

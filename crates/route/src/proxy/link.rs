@@ -1,0 +1,275 @@
+//! A connection to a server, logged in as the client's user.
+
+use super::{
+    startup::Begun,
+    stream::Stream,
+    talk::{Heard, Talk, TalkError, texts},
+};
+use crate::{ServerTls, hold::Led, sessions::Ticket};
+use sempre_model::{Generation, MemberId};
+use sempre_wire::pg::{Authentication, Backend, ErrorResponse, Scanner, Side, sqlstate, write};
+use std::net::SocketAddr;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Messages of a client during one log-in; SCRAM has two.
+const ROUNDS_MAX: usize = 8;
+
+/// A server that is logged in to.
+pub(crate) struct Link {
+    pub stream: Stream,
+    pub ticket: Ticket,
+    pub member: MemberId,
+    pub generation: Generation,
+    /// Where to send a cancel request, and what it must say.
+    pub address: Option<SocketAddr>,
+    pub process: u32,
+    pub key: Vec<u8>,
+    /// For the server, and not yet taken by it: `out[sent..]`.
+    pub out: Vec<u8>,
+    pub sent: usize,
+    pub flush: bool,
+    /// Of the server: the beginning of a message.
+    pub kept: Vec<u8>,
+    pub down: Scanner,
+    /// Our own statements are prepared on it.
+    pub xid_prepared: bool,
+    pub state_prepared: bool,
+    /// It said that it ends the session.
+    pub farewell: Farewell,
+}
+
+/// The last words of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Farewell {
+    /// None so far.
+    None,
+    /// FATAL 57P01 before anything else was answered: what ran is rolled back.
+    Shutdown,
+    /// It crashes, or says so to be safe: nothing is known.
+    Crash,
+    /// The session itself is at fault; the client was told.
+    Told,
+}
+
+/// How to log in again.
+#[derive(Clone)]
+pub(crate) enum Secret {
+    /// The server asked for nothing.
+    None,
+    /// A password in clear.
+    Clear(Vec<u8>),
+    /// The exchange passed through: it cannot be repeated.
+    Relayed,
+}
+
+/// Why there is no link.
+pub(crate) enum NoLink {
+    /// Not now: wait and try again.
+    NotYet(String),
+    /// The server refused: its message for the client.
+    Refused(Vec<u8>),
+    /// Something else, for the client.
+    Error(ErrorResponse),
+    /// The client is gone.
+    ClientGone,
+}
+
+/// What came with a log-in.
+pub(crate) struct LoggedIn {
+    pub link: Link,
+    pub secret: Secret,
+    pub parameters: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Notices for the client.
+    pub notices: Vec<u8>,
+}
+
+/// Who answers the server's questions.
+pub(crate) enum Answerer<'a, 'b> {
+    /// The client, for the first time.
+    Client(&'a mut Talk<'b>),
+    /// We, again.
+    Us(&'a Secret),
+}
+
+/// Logs in on a new connection.
+pub(crate) async fn log_in(
+    led: Led,
+    tls: &ServerTls,
+    begun: &Begun,
+    mut answerer: Answerer<'_, '_>,
+) -> Result<LoggedIn, NoLink> {
+    let Led { server, ticket, candidate, host } = led;
+    let member = candidate.target.member;
+    let generation = candidate.generation;
+    let address = server.peer_addr().ok();
+    let mut stream = encrypted(server, tls, &host).await?;
+    let mut asked = false;
+    let gone = |error: TalkError, asked: bool| match asked {
+        // The client's answer is spent: it cannot be given to another server.
+        true => NoLink::Error(crate::farewell::server_gone()),
+        false => NoLink::NotYet(format!("{member} did not answer: {error}")),
+    };
+    let mut talk = Talk::new(&mut stream, Side::Backend, Vec::new());
+    talk.say(&begun.encode()).await.map_err(|error| gone(error, asked))?;
+    let mut secret = Secret::None;
+    let mut rounds = 0;
+    let (mut parameters, mut notices) = (Vec::new(), Vec::new());
+    let (mut process, mut key) = (0, Vec::new());
+    loop {
+        let heard = talk.hear().await.map_err(|error| gone(error, asked))?;
+        let message =
+            Backend::decode(heard.tag, &heard.body).map_err(|error| gone(error.into(), asked))?;
+        match message {
+            Backend::Authentication(Authentication::Ok) => {}
+            Backend::Authentication(request) => {
+                rounds += 1;
+                if rounds > ROUNDS_MAX {
+                    return Err(NoLink::NotYet("the log-in does not come to an end".into()));
+                }
+                match &mut answerer {
+                    Answerer::Us(secret) => {
+                        let answer = again(secret, &request)?;
+                        talk.say(&answer).await.map_err(|error| gone(error, asked))?;
+                    }
+                    Answerer::Client(client) => {
+                        asked = true;
+                        let clear = request == Authentication::CleartextPassword;
+                        client.say(&relayed(&heard, &request)).await.map_err(client_gone)?;
+                        if matches!(request, Authentication::SaslFinal(_)) {
+                            continue;
+                        }
+                        let answer = client.hear().await.map_err(client_gone)?;
+                        if answer.tag != b'p' {
+                            return Err(NoLink::Error(super::talk::violation(format!(
+                                "expected password response, got message type {}",
+                                answer.tag
+                            ))));
+                        }
+                        secret = match sempre_wire::pg::frontend::password(&answer.body) {
+                            Ok(password) if clear => Secret::Clear(password.to_vec()),
+                            _ => Secret::Relayed,
+                        };
+                        talk.say(&answer.raw()).await.map_err(|error| gone(error, asked))?;
+                    }
+                }
+            }
+            Backend::ParameterStatus { name, value } => {
+                parameters.push((name.to_vec(), value.to_vec()));
+            }
+            Backend::BackendKeyData { process: id, key: secret } => {
+                (process, key) = (id, secret.to_vec());
+            }
+            Backend::NoticeResponse(_) => notices.extend_from_slice(&heard.raw()),
+            Backend::ErrorResponse(fields) => {
+                let (code, text) = texts(&fields);
+                let not_yet = code == sqlstate::CANNOT_CONNECT_NOW
+                    || (code == sqlstate::ADMIN_SHUTDOWN)
+                    || (code == sqlstate::TOO_MANY_CONNECTIONS
+                        && matches!(answerer, Answerer::Us(_)));
+                return Err(match not_yet && !asked {
+                    true => NoLink::NotYet(format!("{member} says: {text}")),
+                    false => NoLink::Refused(heard.raw()),
+                });
+            }
+            Backend::ReadyForQuery(_) => break,
+            _ => {}
+        }
+    }
+    let kept = talk.rest();
+    let link = Link {
+        stream,
+        ticket,
+        member,
+        generation,
+        address,
+        process,
+        key,
+        out: Vec::new(),
+        sent: 0,
+        flush: false,
+        kept,
+        down: Scanner::new(Side::Backend),
+        xid_prepared: false,
+        state_prepared: false,
+        farewell: Farewell::None,
+    };
+    let secret = match answerer {
+        Answerer::Us(secret) => secret.clone(),
+        Answerer::Client(_) => secret,
+    };
+    Ok(LoggedIn { link, secret, parameters, notices })
+}
+
+fn client_gone(_: TalkError) -> NoLink {
+    NoLink::ClientGone
+}
+
+/// The server's question as the client gets it. Channel binding would bind the client to the
+/// server's certificate, which it does not see.
+fn relayed(heard: &Heard, request: &Authentication<'_>) -> Vec<u8> {
+    match request {
+        Authentication::Sasl(mechanisms) => {
+            let mut out = Vec::new();
+            let names: Vec<_> = mechanisms
+                .iter()
+                .filter(|name| !name.ends_with(b"-PLUS"))
+                .filter_map(|name| std::str::from_utf8(name).ok())
+                .collect();
+            write::authentication_sasl(&mut out, &names);
+            out
+        }
+        _ => heard.raw(),
+    }
+}
+
+fn again(secret: &Secret, request: &Authentication<'_>) -> Result<Vec<u8>, NoLink> {
+    let mut out = Vec::new();
+    match (secret, request) {
+        (Secret::Clear(password), Authentication::CleartextPassword) => {
+            write::password(&mut out, password);
+        }
+        _ => {
+            return Err(NoLink::Error(ErrorResponse::fatal(
+                sqlstate::ADMIN_SHUTDOWN,
+                "terminating connection because the session cannot be carried to the new primary",
+                "The new primary asks for a password that is not known here.",
+                "Connect again.",
+            )));
+        }
+    }
+    Ok(out)
+}
+
+/// Encrypts the connection as the settings want.
+async fn encrypted(
+    mut server: tokio::net::TcpStream,
+    tls: &ServerTls,
+    host: &str,
+) -> Result<Stream, NoLink> {
+    let (config, required) = match tls {
+        ServerTls::Off => return Ok(Stream::Plain(server)),
+        ServerTls::Prefer(config) => (config, false),
+        ServerTls::Require(config) => (config, true),
+    };
+    let not_yet = |why: String| NoLink::NotYet(why);
+    let mut request = Vec::new();
+    write::ssl_request(&mut request);
+    let mut answer = [0];
+    let asked = async {
+        server.write_all(&request).await?;
+        server.read_exact(&mut answer).await
+    };
+    asked.await.map_err(|error| not_yet(format!("the server did not answer: {error}")))?;
+    match answer[0] {
+        b'S' => {}
+        b'N' if !required => return Ok(Stream::Plain(server)),
+        _ => return Err(not_yet("the server does not do TLS, which is required".into())),
+    }
+    let name = rustls::pki_types::ServerName::try_from(host.to_owned())
+        .map_err(|error| not_yet(format!("{host} is no name for TLS: {error}")))?;
+    let stream = tokio_rustls::TlsConnector::from(config.clone())
+        .connect(name, server)
+        .await
+        .map_err(|error| not_yet(format!("TLS with {host} failed: {error}")))?;
+    Ok(Stream::Tls(Box::new(stream.into())))
+}

@@ -1,0 +1,61 @@
+//! Sessions that outlive their server connection.
+//!
+//! One task a client. It speaks PostgreSQL's protocol with the client and with the server, passes
+//! bytes on as they come ([`pump`]), and knows from looking at them ([`up`], [`down`], [`flow`]):
+//! what was asked and not yet answered, what belongs to the session ([`carry`]), which transaction
+//! runs. When the server is lost ([`lost`]), the client is told what became of what was under way,
+//! and the session goes on on the next one ([`attach`]).
+//!
+//! # What a client sees when the primary changes
+//!
+//! | it was | it sees |
+//! |---|---|
+//! | idle | nothing |
+//! | in a transaction | ERROR 40001; ROLLBACK works |
+//! | waiting for the answer to COMMIT | what really happened: COMMIT or 40001 ([`resolve`]) |
+//! | running a statement outside a transaction | 40001 if it was certainly rolled back, else 08007 |
+//! | holding temporary tables, held cursors, advisory locks | FATAL that names them |
+//!
+//! # Limits and known gaps
+//!
+//! - Notifications sent while a session had no server are lost to it.
+//! - Functions that change settings inside themselves are noticed only where the text of the
+//!   statement says `set_config`, `do` or `call`.
+//! - The unnamed prepared statement is not carried. Clients parse it anew for each use.
+//! - `pg_terminate_backend` ends the server connection, not the session.
+
+mod attach;
+mod cancel;
+mod carry;
+mod down;
+mod flow;
+mod link;
+mod lost;
+mod own;
+mod pump;
+mod resolve;
+mod serve;
+mod session;
+mod startup;
+mod stream;
+mod talk;
+mod text;
+mod up;
+
+use crate::{ProxySettings, hold::Shared};
+use std::sync::Arc;
+
+pub(crate) use serve::run;
+
+/// What all sessions of a router share.
+pub(crate) struct Proxy {
+    pub shared: Arc<Shared>,
+    pub settings: ProxySettings,
+    pub cancels: Arc<cancel::Cancels>,
+}
+
+impl Proxy {
+    pub fn new(shared: Arc<Shared>, settings: ProxySettings) -> Self {
+        Self { shared, settings, cancels: Arc::default() }
+    }
+}

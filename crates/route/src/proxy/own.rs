@@ -1,0 +1,96 @@
+//! Our own questions on a client's server connection.
+//!
+//! They are extended ones under names of ours, so that they disturb neither the client's unnamed
+//! statement nor its portals, and they can stand anywhere between two of its messages.
+
+use super::{
+    flow::{Flow, Kind, Owner, Pending},
+    link::Link,
+};
+use sempre_wire::pg::write;
+
+const PORTAL: &[u8] = b"sempre";
+const XID: &[u8] = b"sempre_xid";
+const STATE: &[u8] = b"sempre_state";
+const BARRIER: &[u8] = b"sempre_barrier";
+
+/// Which transaction is this, and where in the WAL is a record that carries its id?
+///
+/// The record ties the id to the WAL: a server that has replayed that position knows the id and
+/// has not given it to another transaction. A transaction without an id writes nothing and gets none here.
+const XID_TEXT: &[u8] = b"select pg_catalog.pg_current_xact_id_if_assigned(), \
+    case when pg_catalog.pg_current_xact_id_if_assigned() is not null \
+    then pg_catalog.pg_logical_emit_message(true, 'sempre', '') end, \
+    pg_catalog.pg_last_wal_replay_lsn()";
+
+/// What belongs to the session. See [`super::carry`] for what becomes of it.
+const STATE_TEXT: &[u8] = b"select 's', name, setting from pg_catalog.pg_settings where source = 'session' \
+    union all select 'a', 'session_authorization', session_user::text \
+    union all select 'r', 'role', pg_catalog.current_setting('role') \
+    union all select 'l', c, '' from pg_catalog.pg_listening_channels() c \
+    union all (select case when from_sql then 'p' else 'q' end, name, statement \
+        from pg_catalog.pg_prepared_statements where name not like 'sempre\\_%') \
+    union all (select 'x', 'the temporary table \"' || relname || '\"', '' from pg_catalog.pg_class \
+        where relnamespace = pg_catalog.pg_my_temp_schema() and relkind in ('r', 'p', 'v', 'S', 'm') limit 3) \
+    union all (select 'x', 'the held cursor \"' || name || '\"', '' from pg_catalog.pg_cursors \
+        where is_holdable limit 3) \
+    union all (select 'x', 'an advisory lock of the session', '' from pg_catalog.pg_locks \
+        where locktype = 'advisory' and pid = pg_catalog.pg_backend_pid() limit 1)";
+
+/// A transaction that is safe only when everything before it is. It waits for the standbys even
+/// where the session's own transactions do not.
+const BARRIER_TEXT: &[u8] = b"select pg_catalog.set_config('synchronous_commit', \
+    case when pg_catalog.current_setting('synchronous_commit') in ('off', 'local') then 'on' \
+    else pg_catalog.current_setting('synchronous_commit') end, true), \
+    pg_catalog.pg_logical_emit_message(true, 'sempre', '')";
+
+/// How a question ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It is an exchange of its own.
+    Sync,
+    /// It stands in front of a message of the client, in the client's exchange.
+    Flush,
+}
+
+/// Asks for the transaction's id.
+pub(crate) fn ask_xid(link: &mut Link, flow: &mut Flow, end: End) {
+    let prepare = !std::mem::replace(&mut link.xid_prepared, true);
+    ask(link, flow, Owner::Xid, XID, prepare.then_some(XID_TEXT), end);
+}
+
+/// Asks for the session's state.
+pub(crate) fn ask_state(link: &mut Link, flow: &mut Flow) {
+    let prepare = !std::mem::replace(&mut link.state_prepared, true);
+    ask(link, flow, Owner::State, STATE, prepare.then_some(STATE_TEXT), End::Sync);
+}
+
+/// Puts a barrier behind everything.
+pub(crate) fn ask_barrier(link: &mut Link, flow: &mut Flow) {
+    ask(link, flow, Owner::Barrier, BARRIER, Some(BARRIER_TEXT), End::Sync);
+}
+
+fn ask(link: &mut Link, flow: &mut Flow, owner: Owner, name: &[u8], text: Option<&[u8]>, end: End) {
+    let out = &mut link.out;
+    let mut sent = |kind| flow.sent(Pending::ours(kind, owner));
+    if let Some(text) = text {
+        // It may be there already. Closing what is not there is no error.
+        write::close_statement(out, name);
+        sent(Kind::Close);
+        write::parse(out, name, text, &[]);
+        sent(Kind::Parse);
+    }
+    write::bind(out, PORTAL, name, &[]);
+    sent(Kind::Bind);
+    write::execute(out, PORTAL, 0);
+    sent(Kind::Execute);
+    write::close_portal(out, PORTAL);
+    sent(Kind::Close);
+    match end {
+        End::Sync => {
+            write::sync(out);
+            sent(Kind::Sync);
+        }
+        End::Flush => write::flush(out),
+    }
+}

@@ -1,0 +1,261 @@
+//! The life of one client connection, from its first byte to its last.
+
+use super::{
+    Proxy,
+    attach::{NotAttached, held_in_vain, not_encrypted, with_server},
+    link::{Answerer, LoggedIn, NoLink, log_in},
+    pump::Event,
+    session::{Over, Session},
+    startup::Begun,
+    stream::Stream,
+    talk::Talk,
+};
+use crate::{
+    CutReason, farewell,
+    first::{First, Kind},
+    hold::Hold,
+    session as pass,
+    stats::count,
+};
+use sempre_wire::pg::{ErrorResponse, FirstPacket, Side, TransactionStatus, sqlstate, write};
+use std::time::Duration;
+use tokio::{io::AsyncWriteExt, net::TcpStream, time};
+
+/// How often a client may ask for encryption before it begins: GSSAPI, then TLS, then neither.
+const NEGOTIATIONS_MAX: usize = 3;
+/// How long a client may take for a TLS handshake.
+const TLS_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Serves one client.
+pub(crate) async fn run(client: TcpStream, proxy: &Proxy) {
+    let mut closing = proxy.shared.closing.clone();
+    // Boxed: an idle session should not carry the space that only its beginning needs.
+    let begun = {
+        let begin = Box::pin(begin(client, proxy));
+        tokio::select! {
+            begun = begin => begun,
+            _ = closing.wait_for(|closing| *closing) => return,
+        }
+    };
+    let Some(mut session) = begun else { return };
+    let over = loop {
+        let event = if session.link.is_some() {
+            session.pump().await
+        } else {
+            let next = async {
+                if session.carried.listens() {
+                    // It waits for notifications: it needs a server though it says nothing.
+                    return Event::NeedServer;
+                }
+                session.pump().await
+            };
+            tokio::select! {
+                event = next => event,
+                _ = closing.wait_for(|closing| *closing) => break shutdown(),
+            }
+        };
+        // Boxed, as it is rare and large.
+        let handle = Box::pin(handle(&mut session, event));
+        tokio::select! {
+            handled = handle => if let Err(over) = handled {
+                break over;
+            },
+            _ = closing.wait_for(|closing| *closing) => break shutdown(),
+        }
+    };
+    Box::pin(end(*session, over)).await;
+}
+
+fn shutdown() -> Over {
+    Over::Error(farewell::cut_error(&CutReason::Shutdown))
+}
+
+async fn handle(session: &mut Session<'_>, event: Event) -> Result<(), Over> {
+    match event {
+        Event::ClientGone => Err(Over::Silent),
+        Event::NeedServer => Ok(session.attach().await?),
+        Event::Lost(loss) => session.lost(loss).await,
+        Event::Fatal(error) => Err(Over::Error(error)),
+        Event::Drain => {
+            session.leave();
+            match session.carried.stuck() {
+                Some(stuck) => Err(super::lost::not_carriable(&format!("It has {stuck}."))),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Leaves the server, in peace.
+    fn leave(&mut self) {
+        self.key.runs(None);
+        if let Some(link) = self.link.take() {
+            let mut goodbye = Vec::new();
+            write::terminate(&mut goodbye);
+            if let Stream::Plain(stream) = &link.stream {
+                // Closing says the same, only less politely.
+                let _ = stream.try_write(&goodbye);
+            }
+        }
+    }
+}
+
+/// Says the last words.
+async fn end(mut session: Session<'_>, over: Over) {
+    let speakable = session.link.as_ref().is_none_or(|link| link.down.at_boundary());
+    session.leave();
+    let mut last_words = session.to_client.split_off(session.given);
+    match over {
+        Over::Error(error) if speakable => last_words.extend_from_slice(&error.encode()),
+        Over::Raw(raw) if speakable => last_words.extend_from_slice(&raw),
+        _ => {}
+    }
+    farewell::say(&mut session.client, &last_words).await;
+}
+
+/// Up to the point where the client is logged in. None: it was told why not, or is gone.
+async fn begin<'a>(client: TcpStream, proxy: &'a Proxy) -> Option<Box<Session<'a>>> {
+    let (mut client, first) = negotiate(client, proxy).await?;
+    let begun = match FirstPacket::parse(&first.bytes) {
+        Ok(FirstPacket::Startup(startup)) => Begun::new(&startup),
+        Ok(FirstPacket::CancelRequest { process, key }) => {
+            if proxy.cancels.cancel(process, key).await {
+                count(&proxy.shared.counters.cancels);
+            }
+            return None;
+        }
+        _ => return None,
+    };
+    let refuse = async |client: &mut Stream, error: ErrorResponse| {
+        farewell::say(client, &error.encode()).await;
+        None
+    };
+    if begun.is_replication() {
+        return match client {
+            Stream::Plain(client) => {
+                Box::pin(pass::run(client, Some(first), &proxy.shared)).await;
+                None
+            }
+            Stream::Tls(_) => {
+                let error = ErrorResponse::fatal(
+                    sqlstate::FEATURE_NOT_SUPPORTED,
+                    "replication connections pass through routing unencrypted, or not at all",
+                    "",
+                    "Connect to the member's own port.",
+                );
+                refuse(&mut client, error).await
+            }
+        };
+    }
+    if proxy.settings.client_tls.as_ref().is_some_and(|tls| tls.required)
+        && matches!(client, Stream::Plain(_))
+    {
+        return refuse(&mut client, not_encrypted()).await;
+    }
+    if begun.user().is_empty() {
+        let error = ErrorResponse::fatal(
+            sqlstate::INVALID_AUTHORIZATION,
+            "no PostgreSQL user name specified in startup packet",
+            "",
+            "",
+        );
+        return refuse(&mut client, error).await;
+    }
+    if begun.minor > 0 || !begun.options.is_empty() {
+        let mut answer = Vec::new();
+        let options: Vec<_> = begun.options.iter().map(Vec::as_slice).collect();
+        write::negotiate_protocol_version(&mut answer, 0, &options);
+        client.write_all(&answer).await.ok()?;
+    }
+    match log_in_first(&mut client, proxy, &begun).await {
+        Ok((logged_in, from_client)) => {
+            let mut session = Box::new(Session::new(proxy, client, begun, from_client));
+            session.welcome(logged_in);
+            Some(session)
+        }
+        Err(NotAttached::ClientGone) => None,
+        Err(NotAttached::Error(error)) => refuse(&mut client, error).await,
+        Err(NotAttached::Raw(raw)) => {
+            farewell::say(&mut client, &raw).await;
+            None
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Tells the client that it is in.
+    fn welcome(&mut self, logged_in: LoggedIn) {
+        let LoggedIn { link, secret, parameters, notices } = logged_in;
+        self.secret = secret;
+        let out = &mut self.to_client;
+        write::authentication_ok(out);
+        out.extend_from_slice(&notices);
+        for (name, value) in parameters {
+            write::parameter_status(&mut self.to_client, &name, &value);
+            self.reported(&name, &value);
+        }
+        let secret = self.key.secret.to_be_bytes();
+        write::backend_key_data(&mut self.to_client, self.key.process, &secret);
+        write::ready_for_query(&mut self.to_client, TransactionStatus::Idle);
+        self.set_link(link);
+    }
+}
+
+/// The first log-in: the server asks, the client answers.
+async fn log_in_first(
+    client: &mut Stream,
+    proxy: &Proxy,
+    begun: &Begun,
+) -> Result<(LoggedIn, Vec<u8>), NotAttached> {
+    let mut hold = Hold::new(&proxy.shared);
+    loop {
+        let led = hold.lead(client.tcp()).await.map_err(|n| held_in_vain(proxy, n))?;
+        let mut talk = Talk::new(client, Side::Frontend, Vec::new());
+        let tls = &proxy.settings.server_tls;
+        let logged_in = with_server(led, async |led| {
+            log_in(led, tls, begun, Answerer::Client(&mut talk)).await
+        });
+        let why = match logged_in.await {
+            Ok(logged_in) => return Ok((logged_in, talk.rest())),
+            Err(NoLink::NotYet(why)) => why,
+            Err(NoLink::ClientGone) => return Err(NotAttached::ClientGone),
+            Err(NoLink::Error(error)) => return Err(NotAttached::Error(error)),
+            Err(NoLink::Refused(raw)) => return Err(NotAttached::Raw(raw)),
+        };
+        hold.not_yet(client.tcp(), why).await.map_err(|n| held_in_vain(proxy, n))?;
+    }
+}
+
+/// Encryption, up to the packet that says what the client wants.
+async fn negotiate(mut client: TcpStream, proxy: &Proxy) -> Option<(Stream, First)> {
+    for _ in 0..=NEGOTIATIONS_MAX {
+        let first = pass::read_first(&mut client, &proxy.shared).await?;
+        match (first.kind, &proxy.settings.client_tls) {
+            (Kind::Startup | Kind::Cancel, _) => return Some((Stream::Plain(client), first)),
+            (Kind::DirectTls, _) => break,
+            (Kind::Ssl, Some(tls)) => {
+                client.write_all(b"S").await.ok()?;
+                let accept = tokio_rustls::TlsAcceptor::from(tls.config.clone()).accept(client);
+                let stream = match time::timeout(TLS_TIMEOUT, accept).await {
+                    Ok(Ok(stream)) => stream,
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "a TLS handshake that failed");
+                        count(&proxy.shared.counters.malformed);
+                        return None;
+                    }
+                    Err(_) => return None,
+                };
+                let mut stream = Stream::Tls(Box::new(stream.into()));
+                let first = pass::read_first(&mut stream, &proxy.shared).await?;
+                return match first.kind {
+                    Kind::Startup | Kind::Cancel => Some((stream, first)),
+                    _ => None,
+                };
+            }
+            (Kind::Ssl | Kind::GssEnc, _) => client.write_all(b"N").await.ok()?,
+        }
+    }
+    count(&proxy.shared.counters.malformed);
+    None
+}

@@ -1,0 +1,170 @@
+//! A client's session: everything that outlives the server connection it has at the moment.
+
+use super::{
+    Proxy,
+    cancel::CancelKey,
+    carry::{Carried, Snapshot},
+    flow::Flow,
+    link::{Link, Secret},
+    startup::Begun,
+    stream::Stream,
+    text::Traits,
+};
+use sempre_wire::pg::{ErrorResponse, Scanner, Side};
+
+/// What is known of the transaction block the client is in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Xid {
+    /// Nothing, or it had no id when it was asked for.
+    #[default]
+    Unknown,
+    /// The question is on its way.
+    Asked,
+    /// The answer: there is none so far; nothing to lose.
+    None,
+    /// The answer.
+    Known(Box<Identity>),
+}
+
+/// A transaction of a certain server, recognizable on another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub xid: String,
+    /// The position of a record that carries the id.
+    pub lsn: String,
+    /// What that server had replayed itself; empty: nothing.
+    pub replayed: String,
+}
+
+/// Answers that the client must not get yet: a commit whose wait for the standbys was cancelled is
+/// among them.
+#[derive(Default)]
+pub(crate) struct Withheld {
+    pub bytes: Vec<u8>,
+    /// ReadyForQuery messages in `bytes`.
+    pub cycles: usize,
+    /// The transaction that is in doubt.
+    pub xid: Xid,
+    /// A barrier is on its way.
+    pub asked: bool,
+    /// The barrier's own wait was cancelled.
+    pub again: bool,
+    pub attempts: u32,
+}
+
+/// See the module.
+pub(crate) struct Session<'a> {
+    pub proxy: &'a Proxy,
+    pub client: Stream,
+    /// For the client, and not yet taken by it: `to_client[given..]`.
+    pub to_client: Vec<u8>,
+    pub given: usize,
+    pub client_flush: bool,
+    /// Of the client: read, and not yet passed on.
+    pub from_client: Vec<u8>,
+    /// `from_client` is the beginning of a message, not one that has to wait.
+    pub wants_more: bool,
+    /// The client has ended its side, or said so.
+    pub client_ended: bool,
+    pub up: Scanner,
+    /// The rest of the client's message is not passed on.
+    pub dropping: bool,
+    /// The rest of the client's message belongs to the newest of `parsing`.
+    pub collecting: bool,
+    pub flow: Flow,
+    pub link: Option<Link>,
+    pub begun: Begun,
+    pub secret: Secret,
+    /// As the client knows them.
+    pub parameters: Vec<(Box<[u8]>, Box<[u8]>)>,
+    pub carried: Carried,
+    /// Named statements on their way, in order: name, message, hints.
+    pub parsing: Vec<(Box<[u8]>, Vec<u8>, Traits)>,
+    /// What was sent since the state was asked for.
+    pub touched: Traits,
+    /// Hints of the unnamed statement and portal.
+    pub unnamed: Traits,
+    pub portal: Traits,
+    /// Hints of other portals. Emptied with the transaction.
+    pub portals: Vec<(Box<[u8]>, Traits)>,
+    pub xid: Xid,
+    /// Something was sent behind the question for the id.
+    pub xid_stale: bool,
+    /// The block has written.
+    pub wrote: bool,
+    /// The front query has answered a command's end already.
+    pub completed: bool,
+    pub withheld: Option<Box<Withheld>>,
+    /// The state is being asked for; the client waits for its ReadyForQuery.
+    pub asking: Option<Box<Snapshot>>,
+    /// The block was lost while nothing was asked: the next statement is told.
+    pub lost_block: bool,
+    pub key: CancelKey,
+}
+
+impl<'a> Session<'a> {
+    pub fn new(proxy: &'a Proxy, client: Stream, begun: Begun, from_client: Vec<u8>) -> Self {
+        Self {
+            proxy,
+            client,
+            to_client: Vec::new(),
+            given: 0,
+            client_flush: false,
+            from_client,
+            wants_more: false,
+            client_ended: false,
+            up: Scanner::new(Side::Frontend),
+            dropping: false,
+            collecting: false,
+            flow: Flow::default(),
+            link: None,
+            begun,
+            secret: Secret::None,
+            parameters: Vec::new(),
+            carried: Carried::default(),
+            parsing: Vec::new(),
+            touched: Traits::default(),
+            unnamed: Traits::default(),
+            portal: Traits::default(),
+            portals: Vec::new(),
+            xid: Xid::Unknown,
+            xid_stale: false,
+            wrote: false,
+            completed: false,
+            withheld: None,
+            asking: None,
+            lost_block: false,
+            key: proxy.cancels.enter(),
+        }
+    }
+
+    /// The server reported a parameter. True: the client does not know it yet.
+    pub fn reported(&mut self, name: &[u8], value: &[u8]) -> bool {
+        match self.parameters.iter_mut().find(|(known, _)| &known[..] == name) {
+            Some((_, known)) if &known[..] == value => false,
+            Some((_, known)) => {
+                *known = value.into();
+                true
+            }
+            None => {
+                self.parameters.push((name.into(), value.into()));
+                true
+            }
+        }
+    }
+
+    /// Nothing is under way, on either side: the server connection could be another one.
+    pub fn quiet(&self) -> bool {
+        self.flow.quiet() && self.up.at_boundary()
+    }
+}
+
+/// Why a session ends.
+pub(crate) enum Over {
+    /// The client is gone, or everything was said.
+    Silent,
+    /// This is to be said.
+    Error(ErrorResponse),
+    /// This was said by the server.
+    Raw(Vec<u8>),
+}

@@ -1,0 +1,48 @@
+//! How a client began its session, kept so that the session can be begun again elsewhere.
+
+use sempre_wire::pg::{Startup, write};
+
+/// The client's start-up message.
+pub(crate) struct Begun {
+    /// Minor version of protocol 3 that the client asked for.
+    pub minor: u32,
+    /// Options of the protocol itself; none is known here.
+    pub options: Vec<Vec<u8>>,
+    parameters: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Begun {
+    pub fn new(startup: &Startup<'_>) -> Self {
+        let (options, parameters) = startup
+            .parameters()
+            .map(|(name, value)| (name.to_vec(), value.to_vec()))
+            .partition::<Vec<_>, _>(|(name, _)| name.starts_with(b"_pq_."));
+        let options = options.into_iter().map(|(name, _)| name).collect();
+        Self { minor: startup.minor, options, parameters }
+    }
+
+    pub fn parameter(&self, name: &str) -> Option<&[u8]> {
+        let found = self.parameters.iter().find(|(known, _)| known == name.as_bytes());
+        found.map(|(_, value)| value.as_slice())
+    }
+
+    /// The user's name; empty when there is none, which servers refuse.
+    pub fn user(&self) -> &[u8] {
+        self.parameter("user").unwrap_or_default()
+    }
+
+    /// Does it ask for replication? (The values are PostgreSQL's words for a boolean, and `database`.)
+    pub fn is_replication(&self) -> bool {
+        let Some(value) = self.parameter("replication") else { return false };
+        let value = value.to_ascii_lowercase();
+        !["false", "off", "no", "0", "f", "n", ""].iter().any(|no| value == no.as_bytes())
+    }
+
+    /// The message for a server: protocol 3.0, which all of them speak.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let parameters = self.parameters.iter().map(|(name, value)| (&name[..], &value[..]));
+        write::startup(&mut out, 0, parameters);
+        out
+    }
+}

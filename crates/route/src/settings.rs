@@ -1,0 +1,93 @@
+//! How a router treats its clients: just led, or carried.
+
+use std::{fmt, sync::Arc};
+
+/// What a router does between a client and a server.
+#[derive(Clone, Debug, Default)]
+pub enum Style {
+    /// Bytes pass as they are. A session lives as long as its server connection; TLS is between
+    /// client and server.
+    #[default]
+    Pass,
+    /// The protocol is spoken on both sides: a session outlives its server connection.
+    Proxy(ProxySettings),
+}
+
+/// Settings of [`Style::Proxy`].
+#[derive(Clone)]
+pub struct ProxySettings {
+    /// TLS to clients that ask for it; none: they are told that there is none.
+    pub client_tls: Option<ClientTls>,
+    /// TLS to servers.
+    pub server_tls: ServerTls,
+    /// Where password verifiers come from. Without, passwords pass as they are where that is
+    /// possible, and such a session ends with its server connection.
+    pub credentials: Option<Arc<dyn Credentials>>,
+    /// Learn a transaction's id before its COMMIT, so that the outcome of one whose answer is
+    /// lost can be found out.
+    pub resolve_commit: bool,
+}
+
+impl Default for ProxySettings {
+    fn default() -> Self {
+        Self {
+            client_tls: None,
+            server_tls: ServerTls::Off,
+            credentials: None,
+            resolve_commit: true,
+        }
+    }
+}
+
+impl fmt::Debug for ProxySettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxySettings")
+            .field("client_tls", &self.client_tls.is_some())
+            .field("server_tls", &self.server_tls)
+            .field("credentials", &self.credentials.is_some())
+            .field("resolve_commit", &self.resolve_commit)
+            .finish()
+    }
+}
+
+/// TLS to clients.
+#[derive(Clone)]
+pub struct ClientTls {
+    /// Certificate, key, and whose client certificates are taken.
+    pub config: Arc<rustls::ServerConfig>,
+    /// Refuse clients that do not encrypt.
+    pub required: bool,
+    /// A client must show a certificate whose common name is its user name.
+    pub user_certificate: bool,
+}
+
+/// TLS to servers.
+#[derive(Clone, Default)]
+pub enum ServerTls {
+    /// None.
+    #[default]
+    Off,
+    /// When the server does it; not otherwise.
+    Prefer(Arc<rustls::ClientConfig>),
+    /// Always. Whose certificate is taken is the configuration's business; the name to check is
+    /// the host the connection was made to.
+    Require(Arc<rustls::ClientConfig>),
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ServerTls::Off => "Off",
+            ServerTls::Prefer(_) => "Prefer",
+            ServerTls::Require(_) => "Require",
+        })
+    }
+}
+
+/// What the servers know of users' passwords.
+#[async_trait::async_trait]
+pub trait Credentials: Send + Sync {
+    /// The user's entry as in `pg_authid.rolpassword`: `SCRAM-SHA-256$...` or `md5...`. None: there
+    /// is no such user, or it has no password. An error: it cannot be found out at the moment.
+    async fn verifier(&self, user: &str) -> Result<Option<String>, String>;
+}
