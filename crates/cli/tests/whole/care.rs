@@ -38,8 +38,9 @@ fn while_paused_a_killed_database_is_left_alone() {
     });
     let events = cluster.events();
     let last = events.last().unwrap();
-    assert_eq!(last["rule"], "pause", "{last}");
-    assert!(last["text"].as_str().unwrap().contains("nothing automatic happens"), "{last}");
+    assert_eq!(last["rule"], "lost-in-pause", "{last}");
+    let text = last["text"].as_str().unwrap();
+    assert!(text.contains("m1 is lost") && text.contains("left as it is"), "{last}");
 
     cluster.ok(&["resume"]);
     let status = cluster.whole();

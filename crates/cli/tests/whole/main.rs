@@ -5,6 +5,7 @@
 mod common;
 
 mod adoption;
+mod alone;
 mod beside;
 mod care;
 mod disaster;
