@@ -180,6 +180,13 @@ impl Cluster {
         self.members.push(member);
     }
 
+    /// A member gets another address, and keeps its ports, once its agent starts again.
+    pub fn readdress(&mut self, name: &str) {
+        let (address, _) = self.fresh_address();
+        self.member_mut(name).address = address;
+        self.rewrite_config(name);
+    }
+
     /// Writes the config of a member whose `spec` was changed; it counts from its next start.
     pub fn rewrite_config(&self, name: &str) {
         self.member(name).write_config();

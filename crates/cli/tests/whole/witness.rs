@@ -73,6 +73,25 @@ fn members_that_move_are_found_again() {
     let acknowledged = writer.stop();
     cluster.whole();
     cluster.has_rows(&acknowledged);
+
+    // Only the agents are restarted: a database comes to the new address with a restart of its
+    // own, which is asked for.
+    for name in ["m1", "m2"] {
+        cluster.kill_agent(name);
+        cluster.readdress(name);
+        cluster.run(name);
+        let status = cluster.until("a restart is asked for", |cluster| {
+            let status = cluster.status()?;
+            let odd = status["oddities"].to_string();
+            odd.contains("listen_addresses").then_some(status)
+        });
+        assert_eq!(status["writable"], true);
+        cluster.ok(&["restart", name]);
+        cluster.whole();
+        let direct = cluster.member(name).direct();
+        assert_eq!(query(&direct, "select 1").unwrap(), "1");
+    }
+
     // A standby that lives at a new place takes over as well as any.
     cluster.switchover(&[]);
     let writer = Writer::start(&cluster.member("w1").read_write(), 1_000_000);
