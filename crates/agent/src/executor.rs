@@ -5,6 +5,7 @@
 //! that the next step would not put right.
 
 mod jobs;
+mod logical_slots;
 mod rejoin;
 
 use crate::{

@@ -19,6 +19,7 @@ mod database;
 mod disk;
 mod executor;
 mod hello;
+mod logical_slots;
 mod looper;
 pub mod member_dir;
 mod membership;

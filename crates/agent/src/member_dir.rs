@@ -10,10 +10,11 @@
 //! | `members.json` | everyone's addresses, for when the record is damaged |
 //! | `rest.token` | lets commands on this machine change things over REST |
 //! | `applied.json` | what was last written into PostgreSQL's configuration |
+//! | `logical-slots.json` | which copies of the primary's logical slots are usable |
 //! | `log/` | PostgreSQL's log |
 //! | `salvage/` | diverged WAL, saved before a rewind |
 
-use crate::Config;
+use crate::{Config, logical_slots::SlotNotes};
 use sempre_model::{Generation, Lsn, Member, MemberId, NodeId, SyncSet};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -77,10 +78,10 @@ pub struct Applied {
     pub recovered: Option<Lsn>,
     /// The WAL was compared with the primary of this generation, and fits.
     pub checked_for: Generation,
-}
     /// The data are a primary's, and run (or last ran) as a standby of nobody, to be read.
     #[serde(default)]
     pub resting: bool,
+}
 
 /// A file of the member's folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -193,6 +194,22 @@ impl MemberDir {
                 Applied::default()
             }
         }
+    }
+
+    /// What was known of logical slots. Without the file, none of them is usable.
+    pub fn slot_notes(&self) -> SlotNotes {
+        match read_json(&self.root.join("logical-slots.json")) {
+            Ok(notes) => notes.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(%error, "no copy of a logical slot is taken as usable");
+                SlotNotes::default()
+            }
+        }
+    }
+
+    /// Writes what is known of logical slots.
+    pub fn set_slot_notes(&self, notes: SlotNotes) -> Result<(), DirError> {
+        write_json(&self.root.join("logical-slots.json"), &SlotNotes { format: FORMAT, ..notes })
     }
 
     /// Writes what was applied.

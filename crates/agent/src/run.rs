@@ -7,6 +7,7 @@ use crate::{
     database::Watcher,
     disk,
     executor::Executor,
+    logical_slots::SlotKeeper,
     looper::{EVENTS_MAX, Looper, Shown},
     member_dir::{MemberDir, Who},
     membership::Duty,
@@ -149,6 +150,9 @@ pub async fn run(
         tasks.spawn(keep_hang_ms(consensus.record(), hang_in));
         tasks.spawn(disk::watch_disk(dir.data(), hang.clone(), events_in.clone()));
         tasks.spawn(Watcher::new(executor.clone(), guard.status(), hang, events_in.clone()).run());
+        let (events, shown) = (events_in.clone(), shown.clone());
+        let keeper = SlotKeeper::new(executor.clone(), consensus.clone(), shown, events);
+        tasks.spawn(keeper.run());
     }
     tracing::info!(member = %who.name, node = who.node, "running");
     let looper = Looper {

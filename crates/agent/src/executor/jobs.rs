@@ -129,6 +129,7 @@ impl JobContext {
             ..self.applied.clone()
         };
         self.configure(ServerRole::Standby, next).await?;
+        self.bring_logical_slots(self.applied.upstream.as_ref()).await;
         self.start(None).await?;
         Ok(self.done())
     }
@@ -194,6 +195,7 @@ impl JobContext {
         // The configuration was loaded before the promotion, so it was in force all the time.
         self.applied.sync_since = self.applied.recovered;
         self.executor.dir.set_applied(&self.applied)?;
+        let propose = self.settle_logical_slots(&session).await;
         // pg_rewind reads the timeline from the control file, which only a checkpoint updates.
         let checkpoint = self.executor.clone();
         tokio::spawn(async move {
@@ -203,7 +205,7 @@ impl JobContext {
                 tracing::warn!(%error, "no checkpoint after the promotion");
             }
         });
-        Ok(self.done())
+        Ok(Done { propose, ..self.done() })
     }
 
     /// The configuration as it is, written and loaded again, with slots for everyone.
