@@ -34,6 +34,49 @@ fn raw(tag: u8, body: &[u8]) -> Vec<u8> {
     out
 }
 
+/// What texts are made of, and anything else.
+fn word() -> impl Strategy<Value = Vec<u8>> {
+    let words = vec![
+        "'",
+        "\"",
+        "$",
+        "$a$",
+        "--",
+        "/*",
+        "*/",
+        ";",
+        "\\",
+        "\n",
+        " ",
+        "\0",
+        "e'",
+        "set",
+        "begin",
+        "commit",
+        "rollback",
+        "to",
+        "prepare",
+        "transaction",
+        "set_config",
+        "and",
+        "chain",
+        "S",
+        "P",
+        "a\0",
+        "T",
+        "I",
+        "E",
+        "COMMIT\0",
+        "INSERT 0 1\0",
+        "VFATAL\0",
+        "C57P01\0",
+    ];
+    prop_oneof![
+        8 => proptest::sample::select(words).prop_map(|word| word.as_bytes().to_vec()),
+        1 => vec(any::<u8>(), 1..90),
+    ]
+}
+
 /// Text without NUL.
 fn text() -> impl Strategy<Value = Vec<u8>> {
     vec(1_u8..=255, 0..30)
@@ -62,6 +105,37 @@ proptest! {
     #[test]
     fn no_body_panics(tag in tag(), body in vec(any::<u8>(), 0..120)) {
         bodies::decode::any(tag, &body);
+    }
+
+    #[test]
+    fn no_text_panics(words in vec(word(), 0..40), cuts in vec(any::<u8>(), 0..9)) {
+        bodies::text::any(&words.concat(), &cuts);
+    }
+
+    #[test]
+    fn no_conversation_panics(
+        moves in vec((any::<u8>(), any::<u8>()), 0..120), words in vec(word(), 0..40)
+    ) {
+        bodies::track::any(&moves, &words.concat());
+    }
+
+    #[test]
+    fn no_scram_message_panics(
+        first in prop_oneof![
+            vec(any::<u8>(), 0..80),
+            "[ny]?(p=tls-server-end-point)?,,n=,r=[!-~]{0,30}".prop_map(String::into_bytes),
+            "r=(AQEBAQEBAQEBAQEBAQEBAQEBAQEB)?[!-~]{0,30},s=[A-Z=]{0,8},i=[0-9]{1,12}"
+                .prop_map(String::into_bytes),
+            "SCRAM-SHA-256\\$[0-9]{0,9}:[A-Z=]{0,8}\\$[A-Z]{43}=:[A-Z]{43}="
+                .prop_map(String::into_bytes),
+        ],
+        second in prop_oneof![
+            vec(any::<u8>(), 0..80),
+            "c=(biws|eSws),r=[!-~]{0,30},p=[A-Z]{43}=".prop_map(String::into_bytes),
+            "[ve]=[A-Z]{43}=".prop_map(String::into_bytes),
+        ],
+    ) {
+        bodies::scram::any(&first, &second);
     }
 
     #[test]

@@ -5,7 +5,10 @@
 
 pub mod decode;
 pub mod scan;
+pub mod scram;
 pub mod script;
+pub mod text;
+pub mod track;
 
 /// Cuts `bytes` into pieces as long as `cuts` says, over and over. No cuts: all at once.
 pub fn pieces<'a>(bytes: &'a [u8], cuts: &[u8]) -> Vec<&'a [u8]> {
