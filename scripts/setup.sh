@@ -42,7 +42,7 @@ have_postgresql() {
 missing=()
 postgresql=false
 have_postgresql || postgresql=true
-have psql || [ "$postgresql" = true ] || missing+=(postgresql-client)
+have psql || [ -x "${SEMPRE_PG_BIN:-}/psql" ] || [ "$postgresql" = true ] || missing+=(postgresql-client)
 have cc || missing+=(gcc libc6-dev)
 have make || missing+=(make)
 if [ "$for_test" = true ]; then
@@ -50,6 +50,9 @@ if [ "$for_test" = true ]; then
     have nft || missing+=(nftables)
     have sysctl || missing+=(procps)
     have mkfs.ext4 || missing+=(e2fsprogs)
+    have unshare || missing+=(util-linux)
+    have script || missing+=(bsdutils)
+    have faketime || missing+=(faketime)
 fi
 
 root=()
@@ -71,7 +74,9 @@ if [ "$postgresql" = true ] || [ "${#missing[@]}" -gt 0 ]; then
     fi
     if [ "${#root[@]}" -gt 0 ] && ! have sudo; then
         say "please install as root: ${wanted[*]}"
-        [ "$postgresql" = true ] && say "or name an installation with SEMPRE_PG_BIN=/path/bin"
+        if [ "$postgresql" = true ]; then
+            say "or name an installation of PostgreSQL with SEMPRE_PG_BIN=/path/bin"
+        fi
         exit 1
     fi
     say "installing ${wanted[*]}"

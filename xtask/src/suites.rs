@@ -80,6 +80,13 @@ fn suites(arguments: &Arguments) -> Vec<Suite> {
     } else {
         ("test --workspace --lib --bins --tests --no-fail-fast", Dialect::Libtest)
     };
+    let mut unit = command(unit);
+    // What is marked as ignored needs root, and says so: a plain user has it counted as skipped.
+    match (is_root(), nextest) {
+        (true, true) => unit.args(["--run-ignored", "all"]),
+        (true, false) => unit.args(["--", "--include-ignored"]),
+        (false, _) => &mut unit,
+    };
     let mut docs = [command("doc --workspace --no-deps"), in_sim("doc --no-deps")];
     for doc in &mut docs {
         doc.env("RUSTDOCFLAGS", "-D warnings");
@@ -105,7 +112,7 @@ fn suites(arguments: &Arguments) -> Vec<Suite> {
         ),
         deny,
         Suite::new("documentation", Count::Whole, docs),
-        Suite::new("unit and integration", Count::Lines(dialect), [command(unit)]),
+        Suite::new("unit and integration", Count::Lines(dialect), [unit]),
         Suite::new(
             "documentation examples",
             Count::Lines(Dialect::Libtest),
@@ -130,11 +137,15 @@ fn suites(arguments: &Arguments) -> Vec<Suite> {
     ]
 }
 
+fn is_root() -> bool {
+    works(Command::new("sh").args(["-c", "[ $(id -u) -eq 0 ]"]))
+}
+
 /// The faults, as root: by ourselves or through sudo.
 fn lab(runs: usize) -> Suite {
     let ourselves = env::current_exe().unwrap_or_else(|_| "cargo-xtask".into());
     let binary = sempre_lab::sempre::default_binary(&project::target_dir());
-    let is_root = works(Command::new("sh").args(["-c", "[ $(id -u) -eq 0 ]"]));
+    let is_root = is_root();
     let mut run = if is_root { Command::new(&ourselves) } else { Command::new("sudo") };
     if !is_root {
         run.args(["--non-interactive", "--preserve-env=SEMPRE_PG_BIN"]).arg(&ourselves);

@@ -183,8 +183,10 @@ impl Config {
                 "`addresses` must name 1 to {ADDRESSES_MAX} addresses of this member, one a network"
             ));
         }
-        if let Some(bad) =
-            config.addresses.iter().find(|a| a.is_empty() || a.contains([' ', ',', '\'']))
+        if let Some(bad) = config
+            .addresses
+            .iter()
+            .find(|a| a.is_empty() || a.contains([' ', ',', '\'', '[']) || has_port(a))
         {
             return Err(format!(
                 "`{bad}` is not an address; give an IP address or a host name, without a port"
@@ -285,6 +287,11 @@ impl Config {
     }
 }
 
+/// A colon stands in an IPv6 address, or before a port.
+fn has_port(address: &str) -> bool {
+    address.contains(':') && address.parse::<std::net::Ipv6Addr>().is_err()
+}
+
 /// toml's message, and the nearest known key to an unknown one.
 fn explain(error: &toml::de::Error) -> String {
     let message = error.message();
@@ -294,7 +301,10 @@ fn explain(error: &toml::de::Error) -> String {
         .and_then(|key| nearest(key, KEYS))
         .map(|key| format!("; did you mean `{key}`?"))
         .unwrap_or_default();
-    format!("{}{hint}", error.to_string().trim_end())
+    // serde speaks of Rust's types.
+    let text = error.to_string().replace("expected u16", "expected a port, 1 to 65535");
+    let text = text.replace("expected i32", "expected a whole number, at most 9 digits");
+    format!("{}{hint}", text.trim_end())
 }
 
 #[cfg(test)]
@@ -321,12 +331,12 @@ addresses = ["10.0.0.1", "10.1.0.1"]
             (format!("{COMMON}\nadresses = []"), "did you mean `addresses`?"),
             (format!("{COMMON}\n[ports]\nrest = 5432"), "must be different"),
             (format!("{COMMON}\n[tags]\nreplicate_from = \"db1\""), "this member itself"),
-            (COMMON.replace("/var", "var"), "absolute"),
-            (COMMON.replace("db1", "DB 1"), "is not a member name"),
-            (COMMON.replace("10.0.0.1", "10.0.0.1 x"), "not an address"),
             (format!("{COMMON}\n[rest]\ntls = \"maybe\""), "`off`, `on`, `required`"),
             (format!("{COMMON}\n[rest]\ncert_file = \"/x\""), "go together"),
             (format!("{COMMON}\n[rest]\ncert = \"/x\""), "did you mean `cert_file`?"),
+            (COMMON.replace("/var", "var"), "absolute"),
+            (COMMON.replace("db1", "DB 1"), "is not a member name"),
+            (COMMON.replace("10.0.0.1", "10.0.0.1 x"), "not an address"),
         ] {
             let error = Config::parse(&text).unwrap_err();
             assert!(error.contains(word), "{error}");

@@ -25,8 +25,8 @@ use sempre_postgres::{
 use std::{
     collections::BTreeMap,
     future::Future,
-    path::PathBuf,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::{
         Arc, Mutex, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -78,9 +78,9 @@ impl Job {
             Job::Step(Step::Rejoin { .. }) => "rejoin",
             Job::Step(Step::Clone { .. }) => "clone",
             Job::Step(Step::Restart) => "restart",
-            Job::Bootstrap => "bootstrap",
             Job::Step(Step::Rest) => "start to be read",
             Job::Step(Step::EndRest) => "stop being read",
+            Job::Bootstrap => "bootstrap",
             Job::ReadFence => "read fence",
             Job::SampleRecovered => "sample recovered position",
             Job::SampleSync => "sample sync position",
@@ -141,6 +141,8 @@ pub struct Done {
     pub checked: bool,
     /// Parameters that wait for a restart.
     pub pending_restart: Option<Vec<String>>,
+    /// What is wrong with `pg_hba.conf`, if something is.
+    pub hba_error: Option<Option<String>>,
     /// To be proposed.
     pub propose: Vec<Change>,
 }
@@ -196,9 +198,9 @@ impl Executor {
                 run_dir: dir.run(),
                 salvage_dir: dir.salvage(),
                 log_file: dir.log().join("postgresql.log"),
+                tls_dir: dir.tls(),
             },
             base: postgres::Base {
-                tls_dir: dir.tls(),
                 config_file: config.postgres.config_file.clone(),
                 hba_file: config.postgres.hba_file.clone(),
                 ident_file: None,
@@ -219,9 +221,9 @@ impl Executor {
             record: RwLock::new(record),
             upstream_host: Mutex::new(None),
             running: false.into(),
+            own_certificate: false.into(),
         })
     }
-            own_certificate: false.into(),
 
     /// The newest record.
     pub fn set_record(&self, record: Arc<Record>) {
@@ -243,8 +245,6 @@ impl Executor {
         self.upstream_host.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
-    /// PostgreSQL's own last words.
-    pub fn log_tail(&self) -> String {
     /// Whether the database shows a certificate of the administrator's, as last looked at.
     pub fn own_certificate(&self) -> bool {
         self.own_certificate.load(Ordering::Acquire)
@@ -262,6 +262,8 @@ impl Executor {
         }
     }
 
+    /// PostgreSQL's own last words.
+    pub fn log_tail(&self) -> String {
         self.instance.tail_log(LOG_LINES).join(" / ")
     }
 
@@ -370,6 +372,21 @@ impl Executor {
         let cluster = record.cluster.as_ref().context("not initialised")?;
         Ok(self.instance.session(&cluster.secrets.admin).await?)
     }
+
+    /// The same to another member's database, at one of these hosts.
+    pub async fn session_at(&self, member: &MemberId, hosts: Vec<String>) -> Result<Session> {
+        let record = self.record();
+        let cluster = record.cluster.as_ref().context("not initialised")?;
+        let known = record.member(member).context("it is no member")?;
+        let upstream = Upstream {
+            member: member.clone(),
+            hosts,
+            port: known.ports.database,
+            password: cluster.secrets.replication.clone(),
+            encryption: encryption_of(&record, known.own_certificate),
+        };
+        Ok(self.instance.remote_session(&upstream, &cluster.secrets.admin).await?)
+    }
 }
 
 fn listen(config: &Config) -> Vec<String> {
@@ -378,6 +395,18 @@ fn listen(config: &Config) -> Vec<String> {
         list.push("127.0.0.1".into());
     }
     list
+}
+
+/// The administrator's own certificate counts, be it of one member or of all.
+fn encryption_of(record: &Record, own_certificate: bool) -> Encryption {
+    let is_set = |name: &str| record.parameters.contains_key(name);
+    if own_certificate || is_set("ssl_cert_file") || is_set("ssl_key_file") {
+        Encryption::Own
+    } else if is_set("ssl_ca_file") || is_set("ssl_crl_file") || is_set("ssl_crl_dir") {
+        Encryption::ServerOnly
+    } else {
+        Encryption::Mutual
+    }
 }
 
 impl JobContext {
@@ -395,23 +424,22 @@ impl JobContext {
             .cloned()
             .unwrap_or_else(|| known.paths.iter().map(|p| p.host.clone()).collect());
         Ok(Upstream {
-/// The administrator's own certificate counts, be it of one member or of all.
-fn encryption_of(record: &Record, own_certificate: bool) -> Encryption {
-    let is_set = |name: &str| record.parameters.contains_key(name);
-    if own_certificate || is_set("ssl_cert_file") || is_set("ssl_key_file") {
-        Encryption::Own
-    } else if is_set("ssl_ca_file") || is_set("ssl_crl_file") || is_set("ssl_crl_dir") {
-        Encryption::ServerOnly
-    } else {
-        Encryption::Mutual
-    }
-}
-
             member: member.clone(),
             hosts,
             port: known.ports.database,
             password: cluster.secrets.replication.clone(),
+            encryption: self.encryption(known),
         })
+    }
+
+    /// How another member's server is known, by what the record says of it.
+    fn encryption(&self, member: &sempre_model::Member) -> Encryption {
+        encryption_of(&self.record, member.own_certificate)
+    }
+
+    /// What this member's server shows and asks for.
+    fn own_encryption(&self) -> Encryption {
+        encryption_of(&self.record, self.executor.own_certificate())
     }
 
     /// Writes the configuration for a role; the caller reloads or starts.
@@ -426,26 +454,16 @@ fn encryption_of(record: &Record, own_certificate: bool) -> Encryption {
         let host = upstream.as_ref().and_then(|u| u.hosts.first().cloned());
         let settings = Settings {
             role,
-            encryption: self.encryption(known),
             upstream,
             sync: next.sync.clone(),
             durability: policy.durability,
-    /// How another member's server is known, by what the record says of it.
-    fn encryption(&self, member: &sempre_model::Member) -> Encryption {
-        encryption_of(&self.record, member.own_certificate)
-    }
-
-    /// What this member's server shows and asks for.
-    fn own_encryption(&self) -> Encryption {
-        encryption_of(&self.record, self.executor.own_certificate())
-    }
-
             sync_order: order.iter().map(|m| m.name.clone()).collect(),
             admitted: next.admitted || role == ServerRole::Standby,
             parameters: self.record.parameters.clone(),
             hba: self.record.hba.clone(),
             data_members: self.record.data_members().count(),
             slot_max_wal_bytes: policy.slot_max_wal_bytes,
+            encryption: self.own_encryption(),
         };
         self.instance().write_config(&settings).await?;
         self.executor.dir.set_applied(&next)?;
@@ -459,8 +477,6 @@ fn encryption_of(record: &Record, own_certificate: bool) -> Encryption {
         Ok(())
     }
 
-    pub(crate) async fn start(&self, lease: Option<Lease>) -> Result<()> {
-        let command = self.instance().start_command();
     /// PostgreSQL would start all the same if it could listen on one of its addresses, and
     /// nobody would find it on the others.
     fn refuse_taken_port(&self) -> Result<()> {
@@ -481,8 +497,9 @@ fn encryption_of(record: &Record, own_certificate: bool) -> Encryption {
         Ok(())
     }
 
-            encryption: self.own_encryption(),
+    pub(crate) async fn start(&self, lease: Option<Lease>) -> Result<()> {
         self.refuse_taken_port()?;
+        let command = self.instance().start_command();
         let request = StartRequest {
             program: command.program,
             args: command.args,

@@ -355,6 +355,12 @@ impl Looper {
                     self.state.applied = applied;
                 }
                 if let Some((data, identifier, clean_end)) = done.data {
+                    if let DataDir::Unusable(why) = &data {
+                        if self.state.data != data {
+                            tracing::error!(why, "the database cannot be started");
+                        }
+                        self.state.retry_at = now + LOOK_AGAIN_MS;
+                    }
                     self.state.data = data;
                     self.state.system_identifier = identifier;
                     self.state.clean_end = clean_end;
@@ -362,12 +368,6 @@ impl Looper {
                 if done.fenced.is_some() {
                     self.state.fenced = done.fenced;
                 }
-                    if let DataDir::Unusable(why) = &data {
-                        if self.state.data != data {
-                            tracing::error!(why, "the database cannot be started");
-                        }
-                        self.state.retry_at = now + LOOK_AGAIN_MS;
-                    }
                 if done.settings_written.is_some() {
                     self.look_after_soon(now);
                 }
@@ -383,6 +383,9 @@ impl Looper {
                 }
                 if let Some(pending) = done.pending_restart {
                     self.state.pending_restart = pending;
+                }
+                if let Some(error) = done.hba_error {
+                    self.state.hba_trouble = error.map(|why| format!("{why} ({})", codes::BAD_HBA));
                 }
                 self.state.hand_over_ready |= done.hand_over_ready;
                 if done.checked {
@@ -413,10 +416,10 @@ impl Looper {
             self.beat();
         }
         self.keep_promise();
+        self.keep_longest_grant(now);
         self.keep_guard();
         self.step(now);
         self.lead(now);
-        self.keep_longest_grant(now);
         self.show(now);
     }
 
@@ -437,9 +440,6 @@ impl Looper {
         });
     }
 
-    fn keep_guard(&mut self) {
-        if self.state.guard.connected || self.reconnecting {
-            if self.state.guard.connected {
     /// No grant is longer than what is on disk, so the disk follows the policy.
     fn keep_longest_grant(&mut self, now: Millis) {
         // Without a record there is no policy that anybody chose.
@@ -461,6 +461,9 @@ impl Looper {
         });
     }
 
+    fn keep_guard(&mut self) {
+        if self.state.guard.connected || self.reconnecting {
+            if self.state.guard.connected {
                 self.reconnecting = false;
             }
             return;

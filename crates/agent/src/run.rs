@@ -11,13 +11,15 @@ use crate::{
     looper::{EVENTS_MAX, Looper, Shown},
     member_dir::{MemberDir, Who},
     membership::Duty,
+    notify::Manager,
     peers::{PeerHandler, PeerTransport, REENTER, ReenterAnswer},
-    service::{PeerVerifier, Service},
     rest_tls::RestTransport,
+    service::{PeerVerifier, Service},
     state::State,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use bytes::Bytes;
+use sempre_api::codes;
 use sempre_consensus::{Consensus, ConsensusConfig, OpenError, RaftConsensus};
 use sempre_guard::{GuardClient, SpawnBinary};
 use sempre_model::{Command, Member, MemberId, MemberKind, Record, command::Change};
@@ -44,21 +46,21 @@ pub async fn run(
     raise_file_limit();
     let dir = MemberDir::new(&config);
     let Some(mut who) = dir.who()? else {
-        bail!(
-            "{} holds no member yet: `sempre init` makes a cluster, `sempre join TOKEN` joins one",
-            dir.root().display()
-        );
+        let what = format!("{} holds no member yet", dir.root().display());
+        let why = "neither `sempre init` nor `sempre join` was completed there";
+        let next = "`sempre init` makes a cluster, `sempre join TOKEN` joins one.";
+        return Err(codes::NOT_INITIALISED.error(what, why).next(next).into());
     };
     if who.name != config.name {
-        bail!(
-            "{} belongs to member {}, and the config file names {}",
-            dir.root().display(),
-            who.name,
-            config.name
-        );
+        let what = format!("{} belongs to member {}", dir.root().display(), who.name);
+        let why = format!("the config file names {}", config.name);
+        let next = "Correct `name` or `dir` in the config file; a member keeps its name.";
+        return Err(codes::CONFIG_FILE.error(what, why).next(next).into());
     }
     dir.create()?;
-    let identity = Arc::new(Identity::load(&dir.tls())?);
+    let identity = Identity::load(&dir.tls());
+    let identity =
+        Arc::new(identity.with_context(|| format!("{} cannot be used", dir.tls().display()))?);
     let my_paths = config.member(who.node).paths;
     let peers = Arc::new(Peers::new(config.name.clone(), my_paths, identity.clone())?);
     let (events_in, events) = mpsc::channel(EVENTS_MAX);
@@ -167,6 +169,7 @@ pub async fn run(
         job: None,
         fencing: None,
         promising: false,
+        writing_longest: false,
         proposing: false,
         membership: Duty::default(),
         under_way: BTreeMap::new(),
@@ -175,15 +178,19 @@ pub async fn run(
         news: false,
         sync_written_at: 0,
         kept_house_at: 0,
-        writing_longest: false,
         inspect_due: false,
         settings_change: 0,
         reconnecting: false,
         table_key: None,
     };
     let looping = tokio::spawn(looper.run(events, stop.clone()));
+    let manager = Arc::new(Manager::from_env());
+    manager.ready();
+    let alive = (manager.clone(), shown.clone());
+    tasks.spawn(async move { alive.0.stay_alive(alive.1).await });
     let _ = stop.wait_for(|stop| *stop).await;
     tracing::info!("stopping");
+    manager.stopping();
     tasks.shutdown().await;
     let _ = looping.await;
     for router in routers {
@@ -211,13 +218,14 @@ async fn open_record(
     let known = dir.members();
     let open =
         |node| RaftConsensus::open(ConsensusConfig::new(dir.record(), node), transport.clone());
-    match open(who.node).await {
+    let damage = match open(who.node).await {
         Ok(consensus) => return Ok(Arc::new(consensus)),
-        Err(OpenError::Corrupt { file, what }) => {
-            tracing::error!(file = %file.display(), what, "the record is damaged; asking the others");
+        Err(error @ OpenError::Corrupt { .. }) => {
+            tracing::error!(%error, "the record is damaged; asking the others");
+            error
         }
         Err(other) => return Err(other.into()),
-    }
+    };
     peers.set_members(&known);
     let mut node = None;
     for member in known.iter().filter(|m| m.name != who.name) {
@@ -231,10 +239,10 @@ async fn open_record(
         }
     }
     let Some(node) = node else {
-        bail!(
-            "the record below {} is damaged, and no other member answers to let this one in again; start the others first, or see `sempre recover`",
-            dir.record().display()
-        );
+        let what = "the record is damaged, and no other member answers to let this one in again";
+        let next =
+            "Start the other members first. If they are gone for good, see `sempre recover`.";
+        return Err(codes::RECORD_CORRUPT.error(what, damage.to_string()).next(next).into());
     };
     let aside = sempre_consensus::quarantine(&dir.record())?;
     tracing::warn!(aside = %aside.display(), node, "the damaged record was set aside");

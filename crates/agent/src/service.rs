@@ -45,8 +45,32 @@ pub struct Service {
 
 impl Service {
     async fn propose(&self, change: Change) -> Result<Arc<Record>, ActionError> {
+        self.refuse_without_majority()?;
         let command = Command { at_unix_ms: clock::now_unix_ms(), change };
         self.consensus.propose(command).await.map_err(not_proposed)
+    }
+
+    /// A Raft leader takes proposals for as long as it believes to lead; without a majority they
+    /// would hang, and their outcome would not be known.
+    fn refuse_without_majority(&self) -> Result<(), ActionError> {
+        let shown = self.shown.borrow().clone();
+        let (record, voters) = (&shown.record, &shown.standing.voters);
+        let (now, limit) = (clock::now_ms(), record.policy.detect_ms);
+        let answers = |member: &MemberId| {
+            *member == shown.me
+                || shown.heard.get(member).is_some_and(|h| now.saturating_sub(h.at) < limit)
+        };
+        let silent: Vec<_> = record
+            .members
+            .values()
+            .filter(|m| voters.contains(&m.node) && !answers(&m.name))
+            .map(|m| m.name.as_str())
+            .collect();
+        if voters.len() - silent.len().min(voters.len()) > voters.len() / 2 || voters.is_empty() {
+            return Ok(());
+        }
+        let why = format!("of {} that vote these are silent: {}", voters.len(), silent.join(", "));
+        Err(codes::NO_QUORUM.error("nothing was changed", why))
     }
 
     async fn agreed(&self, change: Change, message: String) -> Result<Done, ActionError> {
@@ -207,32 +231,53 @@ impl Service {
             }),
         })
     }
+}
 
-    async fn set_parameters(
-        &self,
-        parameters: std::collections::BTreeMap<String, Option<String>>,
-    ) -> Result<Done, ActionError> {
-        for (name, value) in &parameters {
-            sempre_postgres::check_parameter(name, value.as_deref().unwrap_or("0")).map_err(
-                |e| codes::BAD_PARAMETER.error(format!("`{name}` was not changed"), e.to_string()),
-            )?;
+/// What a change of the configuration comes to in the record, checked, and in words.
+fn configuration(record: &Record, action: Action) -> Result<(Change, String), ActionError> {
+    Ok(match action {
+        Action::Pause => {
+            let message = "paused: nothing automatic happens until `sempre resume`";
+            (Change::SetPaused(true), message.into())
         }
-        // One that PostgreSQL does not know would keep every member from starting again.
-        let set = parameters.iter().filter_map(|(n, v)| Some((n.clone(), v.clone()?))).collect();
-        let data = |instance: &&Instance| instance.layout.data_dir.join("PG_VERSION").exists();
-        if let Some(instance) = self.instance.as_ref().filter(data) {
-            instance.check_parameters(&set).await.map_err(|error| match error {
-                sempre_postgres::Error::Parameter(bad) => {
-                    codes::BAD_PARAMETER.error("no parameter was changed", bad.to_string())
-                }
-                other => {
-                    codes::INTERNAL.error("the parameters cannot be checked", other.to_string())
-                }
-            })?;
+        Action::Resume => (Change::SetPaused(false), "resumed".into()),
+        Action::SetPolicy(changes) => {
+            let policy = apply_policy_changes(&record.policy, &changes)?;
+            let change = Change::SetPolicy { policy: Box::new(policy), expect_version: None };
+            let keys: Vec<_> = changes.iter().map(|(k, v)| format!("{k} = {v}")).collect();
+            (change, keys.join(", "))
         }
-        let message = format!("{} PostgreSQL parameters changed", parameters.len());
-        self.agreed(Change::SetParameters { parameters }, message).await
-    }
+        Action::SetParameters(parameters) => {
+            for (name, value) in &parameters {
+                sempre_postgres::check_parameter(name, value.as_deref().unwrap_or("0")).map_err(
+                    |e| {
+                        let what = format!("`{name}` was not changed");
+                        codes::BAD_PARAMETER.error(what, e.to_string())
+                    },
+                )?;
+            }
+            let message = format!("{} PostgreSQL parameters changed", parameters.len());
+            (Change::SetParameters { parameters }, message)
+        }
+        Action::SetHba(lines) => {
+            for line in &lines {
+                sempre_postgres::check_hba_line(line).map_err(|error| {
+                    codes::BAD_HBA.error("the pg_hba lines were not changed", error.to_string())
+                })?;
+            }
+            (Change::SetHba { lines }, "pg_hba lines changed".into())
+        }
+        Action::Together(actions) => {
+            let all: Result<Vec<_>, _> =
+                actions.into_iter().map(|action| configuration(record, action)).collect();
+            let (changes, messages): (Vec<_>, Vec<_>) = all?.into_iter().unzip();
+            (Change::Together(changes), messages.join("; "))
+        }
+        other => {
+            let why = format!("{other:?} is no change of the configuration");
+            return Err(codes::BAD_REQUEST.error("the configuration was not changed", why));
+        }
+    })
 }
 
 fn address(host: &str, port: u16) -> String {
@@ -420,11 +465,10 @@ impl Backend for Service {
                 self.agreed(Change::CancelSwitchover, "switchover cancelled".into()).await
             }
             Action::Failover { to, allow_data_loss } => self.failover(to, allow_data_loss).await,
-            Action::Pause => {
-                let message = "paused: nothing automatic happens until `sempre resume`";
-                self.agreed(Change::SetPaused(true), message.into()).await
+            action @ (Action::Pause | Action::Resume) => {
+                let (change, message) = configuration(&self.record(), action)?;
+                self.agreed(change, message).await
             }
-            Action::Resume => self.agreed(Change::SetPaused(false), "resumed".into()).await,
             Action::Restart { member } => {
                 self.check_restart(&member)?;
                 let message = format!("restart of {member} requested");
@@ -446,21 +490,12 @@ impl Backend for Service {
                 self.agreed(Change::RequestReinit(member), message).await
             }
             Action::Remove { member, force } => self.remove(member, force).await,
-            Action::SetPolicy(changes) => {
-                let record = self.record();
-                let policy = apply_policy_changes(&record.policy, &changes)?;
-                let change = Change::SetPolicy { policy: Box::new(policy), expect_version: None };
-                let keys: Vec<_> = changes.iter().map(|(k, v)| format!("{k} = {v}")).collect();
-                self.agreed(change, keys.join(", ")).await
-            }
-            Action::SetParameters(parameters) => self.set_parameters(parameters).await,
-            Action::SetHba(lines) => {
-                for line in &lines {
-                    sempre_postgres::check_hba_line(line).map_err(|error| {
-                        codes::BAD_HBA.error("the pg_hba lines were not changed", error.to_string())
-                    })?;
-                }
-                self.agreed(Change::SetHba { lines }, "pg_hba lines changed".into()).await
+            action @ (Action::SetPolicy(_)
+            | Action::SetParameters(_)
+            | Action::SetHba(_)
+            | Action::Together(_)) => {
+                let (change, message) = configuration(&self.record(), action)?;
+                self.agreed(change, message).await
             }
             Action::IssueToken { ttl_seconds } => self.token(ttl_seconds).await,
         }
@@ -507,5 +542,33 @@ impl Verifier for PeerVerifier {
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A bad `pg_hba` line leaves the policy and the parameters of the same request as they were.
+    #[test]
+    fn a_configuration_is_changed_as_a_whole_or_not_at_all() {
+        let mut record = Record::default();
+        let policy = |value: &str| Action::SetPolicy(vec![("strict".into(), value.into())]);
+        let hba = |line: &str| Action::SetHba(vec![line.into()]);
+        let parameters = || Action::SetParameters([("work_mem".into(), Some("9MB".into()))].into());
+
+        let bad = Action::Together(vec![policy("true"), parameters(), hba("host\nhost")]);
+        assert_eq!(configuration(&record, bad).unwrap_err().code, codes::BAD_HBA);
+
+        let good = Action::Together(vec![policy("true"), parameters(), hba("local all all peer")]);
+        let (change, _) = configuration(&record, good).unwrap();
+        record.apply(&Command { at_unix_ms: 1, change }).unwrap();
+        assert!(record.policy.strict && record.hba.len() == 1 && record.parameters.len() == 1);
+        assert_eq!((record.version, record.events.len()), (1, 3));
+
+        // What only the record can refuse undoes the rest, too.
+        let change = Change::Together(vec![Change::SetPaused(true), Change::CancelSwitchover]);
+        record.apply(&Command { at_unix_ms: 2, change }).unwrap_err();
+        assert_eq!((record.version, record.paused), (1, false));
     }
 }

@@ -77,6 +77,7 @@ pub struct State {
     pub hand_over_ready: bool,
     pub settings_differ: bool,
     pub pending_restart: Vec<String>,
+    pub hba_trouble: Option<String>,
     pub notes: Vec<String>,
     phase_key: (Generation, &'static str, Option<MemberId>),
 }
@@ -124,6 +125,7 @@ impl State {
             hand_over_ready: false,
             settings_differ: false,
             pending_restart: Vec::new(),
+            hba_trouble: None,
             notes: Vec::new(),
             phase_key: key(&record),
             record,
@@ -137,11 +139,11 @@ impl State {
 
     /// The record was applied further. True: generation, phase or primary changed.
     pub fn set_record(&mut self, record: Arc<Record>) -> bool {
-        let next = key(&record);
-        let changed = next != self.phase_key;
         if self.record.cluster.is_none() && record.cluster.is_some() {
             self.voter.learn(&record.policy, self.started);
         }
+        let next = key(&record);
+        let changed = next != self.phase_key;
         if changed {
             // A record that was empty before is not news: this member only just learned of it.
             self.since_before_start &= self.record.cluster.is_none();
@@ -153,6 +155,12 @@ impl State {
                 self.holder.release();
             }
             self.phase_key = next;
+        }
+        let asked = |record: &Record| record.reinits.get(&self.me).copied();
+        if asked(&record).is_some() && asked(&record) != asked(&self.record) {
+            // Whatever failed before, this is a new wish.
+            self.retry_at = 0;
+            self.failures = 0;
         }
         self.record = record;
         changed
@@ -312,6 +320,10 @@ impl State {
     }
 
     fn process(&self) -> ProcessState {
+        if let (None, DataDir::Unusable(why)) = (&self.guard.postmaster, &self.data) {
+            // Trying to start it would not help: someone has to put it right first.
+            return ProcessState::Failing(why.clone());
+        }
         match &self.guard.postmaster {
             Some(p) if p.dying || !self.guard.connected => ProcessState::Crashed,
             Some(p) if p.stopping.is_some() => ProcessState::Stopping,
@@ -322,10 +334,6 @@ impl State {
                 ProcessState::Failing(self.last_failure.clone().unwrap_or_default())
             }
             None if self.crashed_at.is_some() => ProcessState::Crashed,
-        if let (None, DataDir::Unusable(why)) = (&self.guard.postmaster, &self.data) {
-            // Trying to start it would not help: someone has to put it right first.
-            return ProcessState::Failing(why.clone());
-        }
             None => ProcessState::Stopped,
         }
     }
@@ -370,7 +378,13 @@ impl State {
                 .map(|until| LeaseView { generation, remaining_ms: until.saturating_sub(now) }),
             heard,
             busy: self.busy.clone(),
-            notes: self.notes.iter().cloned().chain(self.last_failure.clone()).collect(),
+            notes: self
+                .notes
+                .iter()
+                .cloned()
+                .chain(self.last_failure.clone())
+                .chain(self.hba_trouble.clone())
+                .collect(),
             at_unix_ms: clock::now_unix_ms(),
         }
     }
@@ -431,6 +445,7 @@ impl State {
             checked_for: self.applied.checked_for,
             retry_at: self.retry_at,
             settings_differ: self.settings_differ,
+            resting: self.applied.resting,
         }
     }
 }
@@ -438,4 +453,3 @@ impl State {
 fn key(record: &Record) -> (Generation, &'static str, Option<MemberId>) {
     (record.generation, record.phase.name(), record.primary.clone())
 }
-            resting: self.applied.resting,

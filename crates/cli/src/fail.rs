@@ -65,7 +65,7 @@ impl Fail {
         let why = format!("{error:#}");
         match code_of(error) {
             Some(code) => Self::coded(code, what, why),
-            None => Self::new(what, why, ""),
+            None => Self::new(what, why, next_of(error)),
         }
     }
 
@@ -121,6 +121,28 @@ fn exit_of(code: Code) -> u8 {
     }
 }
 
+/// What to do about an error without a code.
+fn next_of(error: &anyhow::Error) -> &'static str {
+    use sempre_agent::member_dir::DirError;
+    let damaged = error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(DirError::Damaged { .. }))
+            || cause.downcast_ref::<sempre_net::IdentityError>().is_some()
+    });
+    let denied = error.chain().any(|cause| {
+        let io = cause.downcast_ref::<io::Error>();
+        io.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    });
+    match (damaged, denied) {
+        (true, _) => {
+            "Put that file back if there is a copy of it; else take this member out on another one (`sempre remove`), and let it join anew with an empty `dir`."
+        }
+        (_, true) => {
+            "Give it to the system user that the member runs as (`user` in the config file)."
+        }
+        _ => "Put right what the reason names; `SEMPRE_LOG=debug` says more.",
+    }
+}
+
 fn code_of(error: &anyhow::Error) -> Option<Code> {
     error.chain().find_map(|cause| {
         let in_use = |e: &io::Error| e.kind() == io::ErrorKind::AddrInUse;
@@ -131,6 +153,9 @@ fn code_of(error: &anyhow::Error) -> Option<Code> {
                 () if full(e) => Some(codes::DISK_FULL),
                 () => None,
             };
+        }
+        if let Some(sempre_net::ServerError::InUse { .. }) = cause.downcast_ref() {
+            return Some(codes::PORT_IN_USE);
         }
         match cause.downcast_ref::<sempre_consensus::OpenError>() {
             Some(sempre_consensus::OpenError::Corrupt { .. }) => Some(codes::RECORD_CORRUPT),
@@ -161,11 +186,11 @@ impl From<ClientError> for Fail {
             ClientError::BadAnswer { url, why } => {
                 Self::coded(codes::BAD_ANSWER, format!("the answer of {url} cannot be read"), why)
             }
-            ClientError::BadAddress(address) => {
-                Self::usage(format!("`{address}` is not an address"), "it should be host:port", "")
-            }
             ClientError::Untrusted(why) => {
                 Self::coded(codes::CONFIG_FILE, "the members cannot be checked", why)
+            }
+            ClientError::BadAddress(address) => {
+                Self::usage(format!("`{address}` is not an address"), "it should be host:port", "")
             }
         }
     }

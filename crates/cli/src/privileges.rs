@@ -20,6 +20,7 @@ pub fn become_member(config: &Config) -> Result<(), Fail> {
     }
     let user = find(&config.user)?;
     make(&config.dir, &user)?;
+    refuse_foreign(&config.dir, &user)?;
     if let Some(data) = &config.postgres.data_dir {
         make(data, &user)?;
     }
@@ -49,7 +50,8 @@ pub fn find(name: &str) -> Result<User, Fail> {
 /// empty and root's: then it is given to the user.
 pub fn make(dir: &Path, user: &User) -> Result<(), Fail> {
     let failed = |doing: &str, error: io::Error| {
-        Fail::new(format!("cannot {doing} {}", dir.display()), error.to_string(), "")
+        let next = "Name another folder in the config file, or put this one right.";
+        Fail::new(format!("cannot {doing} {}", dir.display()), error.to_string(), next)
     };
     if let Some(parent) = dir.parent() {
         fs::create_dir_all(parent).map_err(|e| failed("make", e))?;
@@ -67,6 +69,24 @@ pub fn make(dir: &Path, user: &User) -> Result<(), Fail> {
     }
     std::os::unix::fs::chown(dir, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
         .map_err(|e| failed("give away", e))
+}
+
+/// A folder of somebody else is not the member's.
+fn refuse_foreign(dir: &Path, user: &User) -> Result<(), Fail> {
+    let owner = match fs::metadata(dir) {
+        Ok(found) => found.uid(),
+        // What it is, is said when it is used.
+        Err(_) => return Ok(()),
+    };
+    if owner == user.uid.as_raw() {
+        return Ok(());
+    }
+    Err(Fail::coded(
+        sempre_api::codes::WRONG_OWNER,
+        format!("`dir` ({}) cannot be used", dir.display()),
+        format!("it belongs to user id {owner}, and the member runs as `{}`", user.name),
+    )
+    .next("Name an empty folder, or give it to that user if it is this member's (`chown -R`)."))
 }
 
 /// Becomes this user, for good.

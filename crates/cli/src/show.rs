@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 use std::{
     io::{IsTerminal, Write},
+    os::fd::AsFd,
     time::Duration,
 };
 
@@ -70,12 +71,34 @@ pub async fn history(scene: &Scene) -> Result<(), Fail> {
     Ok(())
 }
 
+/// Returns once nobody can read standard output any more, as in `sempre events --follow | head`.
+async fn reader_gone() {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    loop {
+        let out = std::io::stdout();
+        // Errors are reported without being asked for.
+        let mut fds = [PollFd::new(out.as_fd(), PollFlags::empty())];
+        let ended =
+            |fd: &PollFd| fd.revents().is_some_and(|seen| seen.contains(PollFlags::POLLERR));
+        if poll(&mut fds, PollTimeout::ZERO).is_ok() && fds.iter().any(ended) {
+            return;
+        }
+        tokio::time::sleep(WATCH_EVERY).await;
+    }
+}
+
 /// `sempre events`.
 pub async fn events(scene: &Scene, follow: bool) -> Result<(), Fail> {
     let mut after = 0;
     let mut wait = Duration::ZERO;
     loop {
-        match scene.client()?.events(after, wait).await {
+        let client = scene.client()?;
+        let found = tokio::select! {
+            found = client.events(after, wait) => found,
+            // Nothing may happen for long, and without writing nobody learns that it is not read.
+            () = reader_gone(), if follow => return Ok(()),
+        };
+        match found {
             Ok(found) => {
                 if scene.json {
                     found.events.iter().for_each(print_json);

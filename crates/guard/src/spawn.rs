@@ -61,6 +61,10 @@ pub(crate) fn spawn_detached(binary: &SpawnBinary) -> io::Result<OwnedFd> {
     command
         .args(&binary.args)
         .current_dir("/")
+        // What the service manager hears comes from the agent alone.
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("WATCHDOG_USEC")
+        .env_remove("WATCHDOG_PID")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(stderr);

@@ -1,7 +1,7 @@
 //! Who may connect: sempre's own roles always, clients only while they are admitted.
 
 use crate::{ADMIN_ROLE, Encryption, REPLICATION_ROLE};
-use std::path::Path;
+use std::{net::IpAddr, path::Path};
 
 /// Client lines of a new cluster: local users by their own name, everybody else by password.
 pub(crate) const DEFAULT_CLIENT_LINES: &str = "\
@@ -44,6 +44,119 @@ pub(crate) fn render(clients: Option<&str>, encryption: Encryption) -> String {
     text
 }
 
+/// A `pg_hba.conf` line that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("pg_hba line `{line}`: {why}")]
+pub struct BadLine {
+    /// What was given, cut short if it is long.
+    pub line: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// Longer lines are not read by PostgreSQL 14 and older in one piece.
+const LINE_MAX: usize = 4096;
+const TYPES: [&str; 6] = ["local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"];
+const METHODS: [&str; 15] = [
+    "trust",
+    "reject",
+    "md5",
+    "password",
+    "scram-sha-256",
+    "gss",
+    "sspi",
+    "ident",
+    "peer",
+    "pam",
+    "ldap",
+    "radius",
+    "cert",
+    "bsd",
+    "oauth",
+];
+
+/// Can this line stand in `pg_hba.conf`? Finds what a slip makes: names PostgreSQL itself refuses,
+/// such as those of options, show once it has read the file ([`crate::Session::hba_error`]).
+pub fn check_hba_line(line: &str) -> Result<(), BadLine> {
+    let bad =
+        |why: &str| Err(BadLine { line: line.chars().take(80).collect(), why: why.to_owned() });
+    if line.len() > LINE_MAX {
+        return bad("it is too long");
+    }
+    if line.chars().any(|c| c.is_control() && c != '\t') {
+        return bad("it has characters that would begin another line");
+    }
+    let rule = line.trim();
+    if rule.is_empty() {
+        return bad("it is empty");
+    }
+    if rule.starts_with('#') || rule.matches('"').count() % 2 == 1 {
+        return if rule.starts_with('#') { Ok(()) } else { bad("a quote is not closed") };
+    }
+    let words = words(rule);
+    let kind = words[0].as_str();
+    if kind.starts_with("include") {
+        return Ok(());
+    }
+    if !TYPES.contains(&kind) {
+        return bad(
+            "it does not begin with local, host, hostssl, hostnossl, hostgssenc or hostnogssenc",
+        );
+    }
+    let method = match (kind, words.get(3).map(String::as_str)) {
+        ("local", method) => method,
+        (_, Some(address)) if address.contains('/') => {
+            if !is_network(address) {
+                return bad("its address is not a network such as 10.0.0.0/8");
+            }
+            words.get(4).map(String::as_str)
+        }
+        // An address and its mask, or a name.
+        (_, Some(address)) if address.parse::<IpAddr>().is_ok() => {
+            if words.get(4).is_none_or(|mask| mask.parse::<IpAddr>().is_err()) {
+                return bad("its address needs a mask, such as /32");
+            }
+            words.get(5).map(String::as_str)
+        }
+        (_, Some(_)) => words.get(4).map(String::as_str),
+        (_, None) => None,
+    };
+    match method {
+        Some(method) if METHODS.contains(&method) => Ok(()),
+        Some(method) => bad(&format!("`{method}` is no method of authentication")),
+        None => bad("it is not TYPE DATABASE USER [ADDRESS] METHOD"),
+    }
+}
+
+fn is_network(text: &str) -> bool {
+    let Some((ip, bits)) = text.split_once('/') else { return false };
+    match (ip.parse::<IpAddr>(), bits.parse::<u8>()) {
+        (Ok(ip), Ok(bits)) => bits <= if ip.is_ipv4() { 32 } else { 128 },
+        _ => false,
+    }
+}
+
+/// The words of a line; spaces in quotes and after commas belong to a word.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quoted = false;
+    for c in line.chars() {
+        quoted ^= c == '"';
+        let word = words.last_mut().filter(|word| !word.is_empty() || !c.is_whitespace());
+        match word {
+            None => {}
+            Some(word) if !c.is_whitespace() || quoted || word.ends_with(',') => {
+                if !(c.is_whitespace() && !quoted) {
+                    word.push(c);
+                }
+            }
+            Some(_) => words.push(String::new()),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
 /// The user's lines, with relative names in include directives (PostgreSQL 16) made absolute:
 /// our file is in another folder.
 pub(crate) fn absolute_includes(text: &str, folder: &Path) -> String {
@@ -75,6 +188,38 @@ mod tests {
             "hostssl replication sempre_replication all scram-sha-256 clientcert=verify-ca"
         ));
         assert!(open.ends_with("# clients\nlocal all all trust\n"), "{open}");
+    }
+
+    #[test]
+    fn slips_in_lines_are_found() {
+        for good in [
+            "local all all peer",
+            "host all all 10.0.0.0/8 scram-sha-256",
+            "host all all 10.0.0.0 255.0.0.0 md5",
+            "hostssl \"my db\",other  +group, bob  ::1/128  cert clientcert=verify-full",
+            "host all all samenet trust",
+            "host replication all .example.com reject",
+            "# a comment",
+            "include_if_exists more.conf",
+        ] {
+            assert_eq!(check_hba_line(good), Ok(()), "{good}");
+        }
+        for (bad, why) in [
+            ("", "empty"),
+            ("   ", "empty"),
+            ("hots all all 10.0.0.0/8 trust", "begin with"),
+            ("host all all 10.0.0.0/99 trust", "not a network"),
+            ("host all all 10.0.0.0 trust", "mask"),
+            ("host all all 10.0.0.0/8", "METHOD"),
+            ("host all all 10.0.0.0/8 scram", "`scram` is no method"),
+            ("local all peer", "METHOD"),
+            ("local all all peer\nhost all all all trust", "another line"),
+            ("local \"all all peer", "quote"),
+        ] {
+            let error = check_hba_line(bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{bad}: {error}");
+        }
+        assert!(check_hba_line(&"x".repeat(10_000)).is_err());
     }
 
     #[test]

@@ -47,6 +47,7 @@ pub use config::Changed;
 pub use control::{ControlData, ControlState};
 pub use encryption::Encryption;
 pub use error::{Error, Result};
+pub use hba::{BadLine, check_hba_line};
 pub use inspect::{DataDir, Foreign};
 pub use installation::{Installation, VERSIONS};
 pub use instance::{Base, Instance, Layout, StartCommand, Upstream};

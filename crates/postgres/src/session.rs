@@ -236,6 +236,15 @@ impl Session {
         self.rows(doing, sql, &[]).await?.iter().map(|row| get(row, 0, doing)).collect()
     }
 
+    /// What is wrong with `pg_hba.conf` as it is on disk: while there is such a line, PostgreSQL
+    /// keeps to the rules it had before.
+    pub async fn hba_error(&self) -> Result<Option<String>> {
+        let doing = "tell what is wrong with pg_hba.conf";
+        let sql = "SELECT format('pg_hba.conf line %s: %s', line_number, error) \
+             FROM pg_hba_file_rules WHERE error IS NOT NULL ORDER BY line_number LIMIT 1";
+        self.rows(doing, sql, &[]).await?.first().map(|row| get(row, 0, doing)).transpose()
+    }
+
     /// The history of the timeline this primary writes.
     pub async fn history(&self) -> Result<History> {
         let doing = "tell its timeline";
@@ -266,6 +275,15 @@ impl Session {
         let doing = "count its busy clients";
         let sql = format!("SELECT count(*) {CLIENTS} AND state <> 'idle'");
         get(&self.row(doing, &sql, &[]).await?, 0, doing)
+    }
+
+    /// How the password of a role that may log in is stored (`SCRAM-SHA-256$...`, `md5...`); none: there is no
+    /// such role, or it has no password that is valid now.
+    pub async fn password_verifier(&self, role: &str) -> Result<Option<String>> {
+        let doing = "look up how a password is stored";
+        let sql = "SELECT (SELECT rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin \
+             AND (rolvaliduntil IS NULL OR rolvaliduntil > now()))";
+        get(&self.row(doing, sql, &[&role]).await?, 0, doing)
     }
 
     /// Ends all client backends. Returns how many.

@@ -3,6 +3,7 @@
 use super::{Done, GUARD_WITHIN, Job, JobContext};
 use crate::{looper::Event, member_dir::Applied};
 use anyhow::{Context, Result, bail};
+use sempre_api::{Code, codes};
 use sempre_decide::member::{DataDir, Step};
 use sempre_guard::StopMode;
 use sempre_model::{Generation, Lsn, MemberId, SyncSet, Timeline, command::Change, record::Fenced};
@@ -31,9 +32,9 @@ impl JobContext {
             Job::SampleRecovered => {
                 let session = self.executor.session().await?;
                 self.applied.recovered = Some(session.flush_lsn().await?);
-                // Its configuration was in force before it answered.
                 // It runs as a primary again, and its control file says so.
                 self.applied.resting = false;
+                // Its configuration was in force before it answered.
                 self.applied.sync_since = self.applied.sync_since.or(self.applied.recovered);
                 self.executor.dir.set_applied(&self.applied)?;
                 Ok(self.done())
@@ -89,12 +90,12 @@ impl JobContext {
             Step::Rejoin { upstream } => self.rejoin(upstream).await,
             Step::Clone { from, discard } => self.clone_data(from, *discard).await,
             Step::Restart => self.restart().await,
-        }
             Step::Rest => self.rest().await,
             Step::EndRest => {
                 self.stop(StopMode::Fast).await?;
                 Ok(Done { data: Some(self.executor.inspect().await), ..self.done() })
             }
+        }
     }
 
     /// The configuration of a primary in its first moment: nobody is let in, nothing is sampled.
@@ -134,8 +135,6 @@ impl JobContext {
         Ok(self.done())
     }
 
-    async fn follow(&mut self, upstream: Option<MemberId>) -> Result<Done> {
-        let fence = upstream.is_none();
     /// A former primary as a standby of nobody. Its folder looks like any standby's from now on, so
     /// that it is none is written down first.
     async fn rest(&mut self) -> Result<Done> {
@@ -145,6 +144,8 @@ impl JobContext {
         self.start_standby(None).await
     }
 
+    async fn follow(&mut self, upstream: Option<MemberId>) -> Result<Done> {
+        let fence = upstream.is_none();
         let next = Applied { upstream, ..self.applied.clone() };
         self.configure(ServerRole::Standby, next).await?;
         self.reload().await?;
@@ -237,7 +238,8 @@ impl JobContext {
             session.advance_slots(positions).await?;
         }
         let pending_restart = Some(session.pending_restart().await?);
-        Ok(Done { pending_restart, ..Done::default() })
+        let hba_error = Some(session.hba_error().await?);
+        Ok(Done { pending_restart, hba_error, ..Done::default() })
     }
 
     async fn hand_over(&mut self) -> Result<Done> {
@@ -302,6 +304,12 @@ impl JobContext {
     }
 
     pub(crate) async fn clone_data(&mut self, source: &MemberId, discard: bool) -> Result<Done> {
+        // Damage is what a fresh copy is for; what is somebody else's is not thrown away for it.
+        if let (DataDir::Unusable(why), ..) = self.executor.inspect().await
+            && Code::named_in(&why) != Some(codes::DATABASE_DOES_NOT_START)
+        {
+            bail!("{why}");
+        }
         self.stop(StopMode::Fast).await?;
         let upstream = self.upstream(source)?;
         let events = self.events.clone();
@@ -319,6 +327,7 @@ impl JobContext {
             .await?;
         self.instance().prepare_role(true)?;
         self.applied.checked_for = self.record.generation;
+        self.applied.resting = false;
         self.executor.dir.set_applied(&self.applied)?;
         let data = self.executor.inspect().await;
         let me = self.instance().me.clone();
@@ -329,7 +338,6 @@ impl JobContext {
 
     /// The first data directory: made, or adopted as it is.
     async fn bootstrap(&mut self) -> Result<Done> {
-        self.applied.resting = false;
         let cluster = self.record.cluster.clone().context("not initialised")?;
         let (data, _, _) = self.executor.inspect().await;
         match data {
@@ -339,6 +347,9 @@ impl JobContext {
         }
         let data = self.executor.inspect().await;
         let system_identifier = data.1.context("the new data directory has no identifier")?;
+        let control = self.instance().control_data()?;
+        // An adopted server may have been promoted many times before.
+        let timeline = control.timeline.max(control.min_recovery_timeline);
         let me = self.instance().me.clone();
         let major_version = self.instance().installation.major;
         Ok(Done {
@@ -349,8 +360,5 @@ impl JobContext {
             ],
             ..self.done()
         })
-        let control = self.instance().control_data()?;
-        // An adopted server may have been promoted many times before.
-        let timeline = control.timeline.max(control.min_recovery_timeline);
     }
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 use sempre_model::{
     MemberKind, Phase,
-    observation::{ProcessState, Role},
+    observation::{DiskState, ProcessState, Role},
     policy::Durability,
 };
 use serde::{Deserialize, Serialize};
@@ -222,13 +222,28 @@ fn members(snapshot: &Snapshot, status: &Status, member: &MemberStatus, found: &
         found.push(odd(
             format!("the disk of {name}: {disk}"),
             "a small write and fsync to the data directory did not work",
-            format!("look at the disk of {name} (space, mount, kernel log)"),
+            match snapshot.seen.get(name).map(|seen| &seen.observation.disk) {
+                Some(DiskState::Full) => {
+                    format!("{} ({})", codes::DISK_FULL.entry().next, codes::DISK_FULL)
+                }
+                _ => format!("look at the disk of {name} (space, mount, kernel log)"),
+            },
         ));
     }
     if let Some(database) = snapshot.database(name) {
         let kind = snapshot.record.member(name).map(|m| m.kind);
         if kind == Some(MemberKind::Data) {
             database_oddities(snapshot, status, member, database, found);
+        }
+    }
+    for note in &member.notes {
+        // Other notes explain what is said above; these ask for something by themselves.
+        if let Some(code) = Code::named_in(note).filter(|code| *code == codes::BAD_HBA) {
+            found.push(odd(
+                format!("pg_hba.conf of {name} is not in force"),
+                note.clone(),
+                code.entry().next,
+            ));
         }
     }
     if member.restart_requested {

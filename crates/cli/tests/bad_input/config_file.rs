@@ -49,7 +49,10 @@ fn keys_that_contradict_each_other_are_named() {
         ),
         (format!("{COMMON}kind = \"observer\"\n"), &["`data` or `witness`", "observer"]),
         (format!("{COMMON}[postgres]\ndata_dir = \"x\"\n"), &["`data_dir`", "absolute"]),
-        (format!("{COMMON}[postgres]\ndata_dir = \"/nonexistent/m1\"\n"), &["`data_dir`", "keep them apart"]),
+        (
+            format!("{COMMON}[postgres]\ndata_dir = \"/nonexistent/m1\"\n"),
+            &["`data_dir`", "keep them apart"],
+        ),
         (
             format!("{COMMON}[postgres]\ndata_dir = \"/nonexistent/m1/record\"\n"),
             &["`data_dir`", "sempre's own"],

@@ -6,6 +6,11 @@ mod common;
 mod rig;
 
 mod arguments;
+mod certificates;
+mod clock;
 mod config_file;
 mod data_dir;
+mod disk;
+mod orders;
+mod ports;
 mod tokens;

@@ -1,6 +1,10 @@
 //! Joining: tokens that are no good, and members that are there already.
 
-use crate::rig::{self, Member};
+use crate::{
+    common::until,
+    rig::{self, Member},
+};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 fn token(member: &Member, ttl: &str) -> String {
     member.sempre(&["token", "--ttl", ttl]).ok().out.trim().to_owned()
@@ -44,9 +48,12 @@ fn a_token_lets_one_member_in_once() {
     twin.sempre(&["join", &next]).refused(3, "SEMPRE-0042", &["m2", "sempre remove"]);
 
     // Too late.
-    let short = token(&first, "1s");
-    std::thread::sleep(std::time::Duration::from_millis(1_200));
-    third.sempre(&["join", &short]).refused(3, "SEMPRE-0040", &["expired", "sempre token"]);
+    let short = first.sempre(&["token", "--ttl", "1s", "--json"]).ok().out.clone();
+    let short: serde_json::Value = serde_json::from_str(&short).unwrap();
+    let ends = UNIX_EPOCH + Duration::from_millis(short["expires_unix_ms"].as_u64().unwrap());
+    until("it expires", || (SystemTime::now() > ends).then_some(()));
+    let short = short["token"].as_str().unwrap();
+    third.sempre(&["join", short]).refused(3, "SEMPRE-0040", &["expired", "sempre token"]);
 
     // A refusal uses nothing up: the same token lets the right one in.
     third.sempre(&["join", &next]).ok();
