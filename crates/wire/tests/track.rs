@@ -100,6 +100,14 @@ fn each_conversation_leads_where_it_should() {
             ">Q:begin | <C:BEGIN | <Z:T | >Q:commit | >Q:begin | >Q:insert | >Q:commit",
             "T 4 block None Unknown",
         ),
+        // What is not answered may have failed.
+        (">Q:begin | >Q:insert", "I 2 None Autocommit"),
+        (">Q:begin; bad | >Q:insert", "I 2 None Autocommit"),
+        (">Q:rollback and chain | >Q:insert", "I 2 None Autocommit"),
+        (">Q:begin | >Q:insert | >Q:commit", "I 3 None Unknown"),
+        (">P::begin | >B:: | >E: | >P::insert | >B:: | >E: | >H", "I 6 None RolledBack"),
+        (">P::begin | >B:: | >E: | >P::insert | >B:: | >E: | >S", "I 7 None RolledBack"),
+        (">P::begin | >B:: | >E: | >S | >P::insert | >B:: | >E: | >S", "I 8 None Autocommit"),
         // Extended.
         (">P:: insert | >B:: | >DP: | >E: | >S", "I 5 None Autocommit"),
         (">P::insert | >B:: | >DP: | >E: | >S | <1 | <2 | <n", "I 2 None Autocommit"),

@@ -475,6 +475,13 @@ impl Tracker {
         }
     }
 
+    fn forget_portal(&mut self, name: &[u8]) {
+        if name.is_empty() {
+            self.unnamed_portal = Text::UNKNOWN;
+        }
+        self.portals.retain(|(known, _)| **known != *name);
+    }
+
     fn portal(&self, name: &[u8]) -> Text {
         if name.is_empty() {
             return self.unnamed_portal;

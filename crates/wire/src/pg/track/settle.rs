@@ -249,8 +249,9 @@ impl Tracker {
             b'C' => {
                 let name = body.get(1..).unwrap_or_default();
                 let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-                if body.first() == Some(&b'S') {
-                    self.statements.closed(name);
+                match body.first() {
+                    Some(b'S') => self.statements.closed(name),
+                    _ => self.forget_portal(name),
                 }
                 write::close_complete(out);
             }

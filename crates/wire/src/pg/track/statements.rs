@@ -187,7 +187,7 @@ impl Statements {
     }
 
     /// What the newest one of this name says, answered or not.
-    pub(super) fn text_of(&self, name: &[u8]) -> Text {
+    pub fn text_of(&self, name: &[u8]) -> Text {
         self.entry(name)
             .and_then(|entry| match entry.coming.back() {
                 Some((_, coming)) => Some(coming.text),

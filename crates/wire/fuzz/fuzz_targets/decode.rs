@@ -1,0 +1,7 @@
+//! All decoders over one body.
+#![no_main]
+
+#[path = "../../tests/bodies/mod.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|input: (u8, &[u8])| bodies::decode::any(input.0, input.1));

@@ -1,0 +1,7 @@
+//! The scanner, cut anyhow.
+#![no_main]
+
+#[path = "../../tests/bodies/mod.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|input: (&[u8], &[u8])| bodies::scan::any(input.0, input.1));
