@@ -237,6 +237,7 @@ fn take_over(
         database,
         content.commits,
         (content.promised, content.longest_grant_ms),
+        content.snapshot.as_ref().and_then(|snapshot| snapshot.last),
     );
     // From here on there is a seal, even where there was none.
     store.write(|_| Ok(()))?;

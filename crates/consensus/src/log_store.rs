@@ -2,6 +2,7 @@
 
 use crate::{
     blocking,
+    config::SNAPSHOT_TIMEOUT_MS,
     error::StoreError,
     format::{StoredEntry, StoredLogId},
     store::{COMMITTED, PURGED, Store, VOTE},
@@ -13,7 +14,11 @@ use openraft::{
     storage::{LogFlushed, RaftLogStorage},
 };
 use sempre_model::NodeId;
-use std::{fmt::Debug, io, ops::RangeBounds, sync::Arc};
+use std::{fmt::Debug, io, ops::RangeBounds, sync::Arc, time::Duration};
+use tokio::time::timeout;
+
+/// For writing a snapshot: on any disk that works it takes less.
+const SNAPSHOT_WITHIN: Duration = Duration::from_millis(SNAPSHOT_TIMEOUT_MS);
 
 /// The log store; clones share the store and serve as readers.
 #[derive(Clone)]
@@ -162,8 +167,18 @@ impl RaftLogStorage<Types> for LogStore {
         .await
     }
 
+    /// Raft installs a snapshot of another member in one task, and takes out the entries in it in
+    /// another. They must not go first: a crash in between would leave neither.
     async fn purge(&mut self, upto: LogId<NodeId>) -> Result<(), RaftStorageError> {
         let upto = StoredLogId::from(upto);
+        let mut snapshots = self.store.snapshots();
+        let on_disk = snapshots.wait_for(|known| known.upto >= Some(upto) || known.failed);
+        let known = timeout(SNAPSHOT_WITHIN, on_disk).await;
+        if !known.is_ok_and(|known| known.is_ok_and(|known| known.upto >= Some(upto))) {
+            let why = format!("entries up to {} are in no snapshot on disk", upto.index);
+            let (subject, verb) = (ErrorSubject::Logs, ErrorVerb::Delete);
+            return Err(StorageIOError::new(subject, verb, AnyError::error(why)).into());
+        }
         off_thread(&self.store, ErrorSubject::Logs, ErrorVerb::Delete, move |store| {
             store.write(|write| {
                 write.remove_entries(..=upto.index)?;

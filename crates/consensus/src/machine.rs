@@ -145,7 +145,7 @@ impl RaftSnapshotBuilder<Types> for Machine {
         let snapshot = StoredSnapshot::from(&*self.state());
         let carried = to_raft(&snapshot).map_err(bad_snapshot(ErrorVerb::Write))?;
         off_thread(&self.store, ErrorSubject::Snapshot(None), ErrorVerb::Write, move |store| {
-            store.write(|write| write.snapshot(&snapshot))
+            store.write_snapshot(&snapshot)
         })
         .await?;
         Ok(carried)
@@ -214,7 +214,7 @@ impl RaftStateMachine<Types> for Machine {
         let snapshot = from_raft(&carried).map_err(bad_snapshot(ErrorVerb::Read))?;
         let row = snapshot.clone();
         off_thread(&self.store, ErrorSubject::Snapshot(None), ErrorVerb::Write, move |store| {
-            store.write(|write| write.snapshot(&row))
+            store.write_snapshot(&row)
         })
         .await?;
         *self.state() = State::from(snapshot);

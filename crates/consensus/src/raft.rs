@@ -13,10 +13,7 @@ use crate::{
     wire::COMMAND_BYTES_MAX,
 };
 use async_trait::async_trait;
-use openraft::{
-    LogIdOptionExt,
-    error::{CheckIsLeaderError, ClientWriteError, Fatal, InitializeError, RaftError},
-};
+use openraft::error::{CheckIsLeaderError, ClientWriteError, Fatal, InitializeError, RaftError};
 use sempre_model::{Command, Generation, NodeId, Record, Rejected, command::Refusal};
 use std::{
     collections::BTreeSet,
@@ -130,7 +127,7 @@ impl RaftConsensus {
     pub(crate) async fn bar(&self, deadline: Instant) -> Barred {
         let current = self.running.current().await;
         match timeout_at(deadline, current.raft.get_read_log_id()).await {
-            Ok(Ok((read, _))) => Barred::ReadAt(read.index().unwrap_or(0)),
+            Ok(Ok((read, _))) => Barred::ReadAt(current.read_index(read)),
             Ok(Err(RaftError::APIError(
                 CheckIsLeaderError::ForwardToLeader(_) | CheckIsLeaderError::QuorumNotEnough(_),
             )))

@@ -4,7 +4,9 @@
 
 use crate::{
     api::{Standing, Transport},
+    blocking::off_thread,
     config::ConsensusConfig,
+    error::StoreError,
     log_store::LogStore,
     machine::Machine,
     network::Network,
@@ -12,7 +14,8 @@ use crate::{
     store::Store,
     types::{Raft, Types},
 };
-use openraft::{AsyncRuntime, RaftTypeConfig};
+use openraft::{AsyncRuntime, LogId, RaftTypeConfig};
+use sempre_model::NodeId;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
@@ -33,6 +36,17 @@ struct Now {
     made: u64,
     /// None while it is being made.
     raft: Option<Raft>,
+    resumed: Option<Resumed>,
+}
+
+/// Raft was made on the store of a leader, and goes on as leader of the same term.
+///
+/// All of its log may have been committed before, and others may have applied it: the old leader
+/// told them before it noted so itself. A reader has to come that far.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resumed {
+    term: u64,
+    last: u64,
 }
 
 /// A Raft, and which one of them.
@@ -40,6 +54,19 @@ struct Now {
 pub(crate) struct Current {
     pub raft: Raft,
     made: u64,
+    resumed: Option<Resumed>,
+}
+
+impl Current {
+    /// Where a reader must have come to, if Raft asked a majority and says `read`.
+    pub fn read_index(&self, read: Option<LogId<NodeId>>) -> u64 {
+        let Some(read) = read else { return 0 };
+        match self.resumed {
+            // In a later term it was elected, and its first entry comes after all of these.
+            Some(resumed) if resumed.term == read.leader_id.term => read.index.max(resumed.last),
+            _ => read.index,
+        }
+    }
 }
 
 impl Running {
@@ -60,9 +87,9 @@ impl Running {
             standing: watch::Sender::default(),
         });
         let config = running.wished();
-        let raft = running.make(&config).await?;
+        let (raft, resumed) = running.make(&config).await?;
         running.standing.send_replace(standing_of(&raft.metrics().borrow()));
-        running.now.send_replace(Now { made: 1, raft: Some(raft) });
+        running.now.send_replace(Now { made: 1, raft: Some(raft), resumed });
         let keeper = running.clone();
         let task = <Types as RaftTypeConfig>::AsyncRuntime::spawn(async move {
             keeper.keeping(config).await;
@@ -79,9 +106,9 @@ impl Running {
     pub async fn current(&self) -> Current {
         let mut now = self.now.subscribe();
         loop {
-            let Now { made, raft } = now.borrow_and_update().clone();
+            let Now { made, raft, resumed } = now.borrow_and_update().clone();
             if let Some(raft) = raft {
-                return Current { raft, made };
+                return Current { raft, made, resumed };
             }
             // The sender is this struct itself.
             let _ = now.changed().await;
@@ -105,7 +132,7 @@ impl Running {
         }
     }
 
-    async fn make(&self, config: &ConsensusConfig) -> Result<Raft, String> {
+    async fn make(&self, config: &ConsensusConfig) -> Result<(Raft, Option<Resumed>), String> {
         let node = self.config.node;
         let network = Network {
             node,
@@ -114,13 +141,23 @@ impl Running {
         };
         let config = config.to_raft().validate().map_err(|error| error.to_string())?;
         let log = LogStore::new(self.store.clone());
+        let resumed = self.resumed().await?;
         let raft = Raft::new(node, Arc::new(config), network, log, self.machine.clone())
             .await
             .map_err(|error| error.to_string())?;
         // Raft reports its metrics before it serves its first request; without this the standing
         // would begin as that of a node that knows nobody.
         raft.with_raft_state(|_| ()).await.map_err(|error| error.to_string())?;
-        Ok(raft)
+        Ok((raft, resumed))
+    }
+
+    async fn resumed(&self) -> Result<Option<Resumed>, String> {
+        let store = self.store.clone();
+        let read = off_thread(move || Ok((store.vote()?, store.last()?.1)));
+        let read: Result<_, StoreError> = read.await.map_err(|error| error.to_string())?;
+        let (vote, last) = read.map_err(|error| error.to_string())?;
+        let leads = vote.filter(|vote| vote.committed && vote.node == self.config.node);
+        Ok(leads.zip(last).map(|(vote, last)| Resumed { term: vote.term, last: last.index }))
     }
 
     /// Keeps the standing up to date, and Raft's times those of the policy, until Raft ends.
@@ -173,19 +210,19 @@ impl Running {
 
     /// Stops Raft and makes it anew.
     async fn replace(&self, config: &ConsensusConfig) -> Result<(), String> {
-        let Current { raft: old, made } = self.current().await;
-        self.now.send_replace(Now { made: made + 1, raft: None });
+        let Current { raft: old, made, .. } = self.current().await;
+        self.now.send_replace(Now { made: made + 1, raft: None, resumed: None });
         let stopped = old.shutdown().await.map_err(|error| error.to_string());
         let made_anew = match stopped {
             Ok(()) => self.make(config).await,
             Err(why) => Err(why),
         };
-        let (raft, outcome) = match made_anew {
-            Ok(raft) => (raft, Ok(())),
+        let ((raft, resumed), outcome) = match made_anew {
+            Ok(made) => (made, Ok(())),
             // Whoever asks it is told that it has stopped.
-            Err(why) => (old, Err(why)),
+            Err(why) => ((old, None), Err(why)),
         };
-        self.now.send_replace(Now { made: made + 1, raft: Some(raft) });
+        self.now.send_replace(Now { made: made + 1, raft: Some(raft), resumed });
         outcome
     }
 

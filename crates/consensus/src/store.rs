@@ -42,6 +42,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
+use tokio::sync::watch;
 
 pub(crate) const FILE: &str = "record.redb";
 pub(crate) const SEAL: &str = "record.seal";
@@ -89,6 +90,16 @@ pub(crate) struct Store {
     commits: Mutex<u64>,
     promised: AtomicU64,
     longest_grant_ms: AtomicU64,
+    snapshots: watch::Sender<Snapshots>,
+}
+
+/// The snapshot on disk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Snapshots {
+    /// The last entry in it.
+    pub upto: Option<StoredLogId>,
+    /// One could not be written.
+    pub failed: bool,
 }
 
 /// Reading a row, or redb itself, said no.
@@ -220,6 +231,7 @@ impl Store {
         database: Database,
         commits: u64,
         (promised, longest_grant_ms): (Generation, u64),
+        snapshot_upto: Option<StoredLogId>,
     ) -> Self {
         Self {
             file,
@@ -228,7 +240,23 @@ impl Store {
             commits: Mutex::new(commits),
             promised: AtomicU64::new(promised.0),
             longest_grant_ms: AtomicU64::new(longest_grant_ms),
+            snapshots: watch::Sender::new(Snapshots { upto: snapshot_upto, failed: false }),
         }
+    }
+
+    /// What is known of the snapshot on disk; changes right after it did.
+    pub fn snapshots(&self) -> watch::Receiver<Snapshots> {
+        self.snapshots.subscribe()
+    }
+
+    /// Puts the snapshot, unless there is a newer one, and says so.
+    pub fn write_snapshot(&self, snapshot: &StoredSnapshot) -> Result<(), StoreError> {
+        let written = self.write(|write| write.snapshot(snapshot));
+        self.snapshots.send_modify(|known| match &written {
+            Ok(()) => known.upto = known.upto.max(snapshot.last),
+            Err(_) => known.failed = true,
+        });
+        written
     }
 
     fn commits(&self) -> MutexGuard<'_, u64> {
