@@ -230,7 +230,8 @@ async fn answer_one(
 ) -> Result<answer::Response, Infallible> {
     use hyper::service::Service;
     if let Err(refused) = site.transport.clear.check(came, request.method()) {
-        tracing::warn!(from = %came.from, path = request.uri().path(), "refused: it came in clear");
+        // Anybody can ask, as often as they like: no more than a word for whoever looks.
+        tracing::debug!(from = %came.from, path = request.uri().path(), "refused: in clear");
         return Ok(answer::error(&refused));
     }
     let service = hyper_util::service::TowerToHyperService::new(site.router);
