@@ -11,6 +11,7 @@ mod care;
 mod disaster;
 mod durability;
 mod hand_over;
+mod logical;
 mod tags;
 mod witness;
 mod zones;
