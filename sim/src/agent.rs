@@ -2,8 +2,8 @@
 //! out steps. It runs the real `decide`; only the shell around it is simulated.
 
 use crate::{
-    clock::MS,
-    event::{Msg, What},
+    clock::{MS, Micros},
+    event::{Msg, What, Write},
     net::PATHS,
     raft::{Out, Payload},
     scenario::Bug,
@@ -17,13 +17,18 @@ use sempre_decide::{
 use sempre_model::{
     Command, Generation, MemberId, Observation, Record,
     command::Change,
-    observation::{ProcessState, Role},
+    observation::{DiskState, ProcessState, Role},
     record::Fenced,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
 };
+
+/// A disk whose flushes take longer is slow with the record and the promise, too.
+const SLOW_US: Micros = 100 * MS;
+/// What the disk refused is written again after this.
+const WRITE_AGAIN_US: Micros = 200 * MS;
 
 /// What is worth a heartbeat out of turn when it changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +93,8 @@ pub struct Agent {
     /// For the hand-over.
     pub hand_over_ready: bool,
     applying: bool,
+    /// Under way to the disk: the promise, the longest grant.
+    writing: [bool; 2],
     pub(crate) said: Option<Said>,
 }
 
@@ -117,7 +124,7 @@ impl World {
         if self.scenario.bug == Some(Bug::ForgetPromise) {
             machine.promised = Generation(0);
         }
-        let voter = Voter::new(machine.promised, &record.policy, now);
+        let voter = Voter::restored(machine.promised, machine.longest_ms, &record.policy, now);
         machine.raft.restart(real, &mut self.rng);
         machine.agent = Agent {
             up: true,
@@ -153,6 +160,7 @@ impl World {
         }
         self.sample_sync(m);
         self.watch_streaming(m);
+        self.keep_written(m);
         self.hello(m, false);
         self.act(m);
         let interval = self.members[m].agent.record.policy.heartbeat_ms.max(20) * MS;
@@ -315,7 +323,14 @@ impl World {
         let machine = &mut self.members[m];
         if machine.raft.commit > machine.raft.applied && !machine.agent.applying {
             machine.agent.applying = true;
-            let late = if self.rng.chance(30) { 300 } else { 10 };
+            // The record's disk is the database's.
+            let machine = &self.members[m];
+            let slow = machine.disk.flush_us > SLOW_US || machine.disk.state != DiskState::Healthy;
+            let late = match slow {
+                true => 1_500,
+                false if self.rng.chance(30) => 300,
+                false => 10,
+            };
             let delay = self.rng.range(0, late * MS);
             let life = self.members[m].agent.life;
             self.at(delay, m, What::Apply { life });
@@ -356,8 +371,7 @@ impl World {
 
     fn set_record(&mut self, m: usize, record: Rc<Record>) {
         let now = self.clock(m);
-        let machine = &mut self.members[m];
-        let agent = &mut machine.agent;
+        let agent = &mut self.members[m].agent;
         let next = key(&record);
         if let Some(before) = agent.key.clone().filter(|k| *k != next) {
             agent.since_before_start &= agent.record.cluster.is_none();
@@ -371,15 +385,71 @@ impl World {
             }
             agent.key = Some(next);
         }
+        let (first, started) = (agent.record.cluster.is_none(), agent.started);
         agent.record = record;
-        // Durable first, then in effect, before anything else is done with the record.
+        if let Some(voter) = agent.voter.as_mut().filter(|_| first) {
+            voter.learn(&agent.record.policy, started);
+        }
+        self.keep_written(m);
+    }
+
+    /// What a voter has to have on disk goes there: a promise, and how long its grants may be.
+    /// Durable first, then in effect; the record is in effect meanwhile.
+    fn keep_written(&mut self, m: usize) {
+        let now = self.clock(m);
+        let agent = &mut self.members[m].agent;
         let generation = agent.record.generation;
-        if generation > machine.promised {
-            machine.promised = generation;
+        let Some(voter) = agent.voter.as_mut() else { return };
+        let mut writes = Vec::new();
+        if !agent.writing[0] && generation > voter.promised() {
+            agent.writing[0] = true;
+            writes.push(Write::Promise(generation));
         }
-        if let Some(voter) = agent.voter.as_mut() {
-            voter.promise(generation);
+        if !agent.writing[1]
+            && agent.record.cluster.is_some()
+            && let Some(longest) = voter.longest_to_write(&agent.record.policy, now)
+        {
+            agent.writing[1] = true;
+            writes.push(Write::Longest(longest));
         }
+        let life = agent.life;
+        for write in writes {
+            let longest = match self.members[m].disk.flush_us > SLOW_US {
+                true => 1_500,
+                false if self.rng.chance(30) => 400,
+                false => 15,
+            };
+            let delay = self.rng.range(300, longest * MS);
+            self.at(delay, m, What::Written { life, write });
+        }
+    }
+
+    /// It is on disk, if the disk works; from now on it is in effect.
+    pub fn on_written(&mut self, m: usize, life: u64, write: Write) {
+        if !self.alive(m, life) {
+            return;
+        }
+        if self.members[m].disk.state != DiskState::Healthy {
+            self.stats.count("promise: the disk refused");
+            self.at(WRITE_AGAIN_US, m, What::Written { life, write });
+            return;
+        }
+        let machine = &mut self.members[m];
+        let Some(voter) = machine.agent.voter.as_mut() else { return };
+        match write {
+            Write::Promise(generation) => {
+                machine.promised = machine.promised.max(generation);
+                machine.agent.writing[0] = false;
+                voter.promise(generation);
+            }
+            Write::Longest(longest) => {
+                machine.longest_ms = longest;
+                machine.agent.writing[1] = false;
+                voter.written(longest);
+            }
+        }
+        self.keep_written(m);
+        self.act(m);
     }
 
     /// As Raft leader, proposes a change of the record.

@@ -124,6 +124,13 @@ pub enum What {
         /** Life. */
         life: u64,
     },
+    /// The voter's disk has it.
+    Written {
+        /// Life.
+        life: u64,
+        /// What.
+        write: Write,
+    },
     /// The step in progress goes on.
     Step {
         /** Life. */
@@ -188,6 +195,15 @@ pub enum What {
     Resume(Process),
 }
 
+/// What a voter keeps on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Its promise.
+    Promise(Generation),
+    /// No grant of it is longer, ms.
+    Longest(u64),
+}
+
 /// The end of a fault.
 #[derive(Clone, Debug)]
 pub enum Mend {
@@ -199,6 +215,18 @@ pub enum Mend {
     Silence,
     /// No more loss, delay, duplicates.
     Weather,
+    /// The primary is cut off and its successor serves: a standby is replaced, and meets only the
+    /// old one.
+    Strand {
+        /// The one that is cut off.
+        old: usize,
+        /// The generation it had.
+        generation: Generation,
+        /// How often this may still be looked at.
+        tries: u32,
+    },
+    /// A member that was taken out comes back as a new one.
+    Rejoin,
     /// The disk works.
     Disk,
     /// Automatic again.
@@ -226,6 +254,7 @@ impl Event {
             What::Beat { .. }
             | What::RaftTick { .. }
             | What::Apply { .. }
+            | What::Written { .. }
             | What::Step { .. }
             | What::Fence { .. } => Some(Process::Agent),
             What::Extend { .. } | What::Deadline => Some(Process::Guard),

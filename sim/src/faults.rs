@@ -10,12 +10,17 @@ use crate::{
     world::{World, member},
 };
 use sempre_model::{
-    Generation, Phase, Policy, SyncSet,
+    Generation, NodeId, Phase, Policy, SyncSet,
     command::Change,
     observation::DiskState,
+    policy::Durability,
     record::{Cause, Switchover},
 };
 use std::collections::BTreeMap;
+
+/// A stranded primary's successor is looked for this often, and so many times.
+const STRAND_EVERY_US: u64 = 150 * MS;
+const STRAND_TRIES: u32 = 60;
 
 impl World {
     /// The next fault of the storm.
@@ -44,10 +49,13 @@ impl World {
             46..51 => self.pause(m, &[Process::Database], 6_000),
             51..65 => self.partition(m),
             65..69 => self.weather(m),
-            69..71 => self.fade(m),
-            71..79 => self.disk_fault(m),
-            79..82 => self.replace(m),
+            69..73 => self.fade(m),
+            73..79 => self.disk_fault(m),
+            79..81 => self.replace(m),
+            81..82 => self.take_out(m),
             82..83 => self.power_cut_all(),
+            83..85 => self.strand(),
+            85..86 => self.clocks_jump(),
             _ => self.operator(),
         }
     }
@@ -217,20 +225,20 @@ impl World {
         self.at(delay, 0, What::Mend(Mend::Weather));
     }
 
-    /// What comes to one member, often the primary, comes later and later; then nothing that it
-    /// says is heard any more. So the last grants reach it long after they were given.
+    /// What comes to one member, mostly the primary, comes late; then nothing that it says is heard
+    /// any more. So the last grants reach it long after they were given, and end all the same.
     fn fade(&mut self, m: usize) {
         self.stats.count("fault: slow, then silent");
         let primary = self.newest().primary.clone().map(|p| self.index_of(&p));
-        let m = primary.filter(|_| self.rng.chance(700)).unwrap_or(m);
-        self.net.slow = 1_000;
-        self.net.slow_us = self.rng.range(100, 1_500) * MS;
-        self.net.slow_at = Some(m);
-        let slow = self.net.slow_us / MS;
-        self.log(|| format!("m{m}: FAULT messages take up to {slow} ms, then it is silent"));
-        let delay = self.rng.range(200, 1_500) * MS;
+        let m = primary.filter(|_| self.rng.chance(900)).unwrap_or(m);
+        // Shorter than the lease, or there is none left to be kept too long.
+        let ttl = self.newest().policy.lease_ttl_ms;
+        let late = self.rng.range(ttl / 4, ttl * 9 / 10);
+        self.net.late_at = Some((m, late * MS));
+        self.log(|| format!("m{m}: FAULT what comes to it takes {late} ms, then it is silent"));
+        let delay = self.rng.range(50, late + 500) * MS;
         self.at(delay, m, What::Mend(Mend::Silence));
-        let delay = delay + self.rng.range(500, 5_000) * MS;
+        let delay = delay + self.rng.range(late, 5_000) * MS;
         self.at(delay, 0, What::Mend(Mend::Weather));
     }
 
@@ -258,6 +266,90 @@ impl World {
     /// Raft node. Only while the primary serves, so that no data are destroyed that nobody else
     /// has; and only one at a time.
     fn replace(&mut self, m: usize) {
+        if let Some(node) = self.new_machine(m) {
+            self.stats.count("fault: member replaced");
+            self.log(|| format!("m{m}: replaced, now Raft node {node}"));
+            self.announce(m);
+        }
+    }
+
+    /// The same, but the cluster is one member smaller for a while: it is taken out by hand, and
+    /// joins again later.
+    fn take_out(&mut self, m: usize) {
+        let Some(node) = self.new_machine(m) else { return };
+        self.stats.count("fault: member taken out");
+        let name = self.names[m].clone();
+        self.log(|| format!("m{m}: taken out; comes back as Raft node {node}"));
+        self.ask_any(Change::RemoveMember { name, force: false });
+        let delay = self.rng.range(1_000, 8_000) * MS;
+        self.at(delay, m, What::Mend(Mend::Rejoin));
+    }
+
+    /// The wall clocks of all jump, back or forth.
+    fn clocks_jump(&mut self) {
+        self.stats.count("fault: wall clocks jump");
+        let hours = self.rng.range(0, 100) as i64 - 50;
+        self.wall_jump_ms = hours * 3_600_000;
+        self.log(|| format!("FAULT the wall clocks are {hours} hours wrong"));
+    }
+
+    /// The primary is cut off from everyone, until its successor serves, and longer.
+    fn strand(&mut self) {
+        let record = self.newest().clone();
+        let Some(old) = record.primary.clone().filter(|_| record.phase == Phase::Serving) else {
+            return;
+        };
+        let old = self.index_of(&old);
+        self.stats.count("fault: primary stranded");
+        self.log(|| format!("m{old}: FAULT stranded"));
+        let others = (0..self.members.len()).filter(|o| *o != old);
+        let cuts: Vec<_> = others
+            .flat_map(|o| (0..PATHS).flat_map(move |path| [(old, o, path), (o, old, path)]))
+            .collect();
+        for (a, b, path) in &cuts {
+            self.net.cut(*a, *b, *path);
+        }
+        self.at(12_000 * MS, 0, What::Mend(Mend::Cuts(cuts)));
+        let next = Mend::Strand { old, generation: record.generation, tries: STRAND_TRIES };
+        self.at(STRAND_EVERY_US, 0, What::Mend(next));
+    }
+
+    /// Once it has a successor, a standby forgets what it promised (it is replaced) and meets the
+    /// old primary before anyone else.
+    fn strand_on(&mut self, old: usize, generation: Generation, tries: u32) {
+        let record = self.newest().clone();
+        let serves = record.generation > generation && record.phase == Phase::Serving;
+        let other = (0..self.members.len()).find(|m| {
+            let name = Some(&self.names[*m]);
+            *m != old && record.primary.as_ref() != name && record.last_serving() != name
+        });
+        let (Some(other), true) = (other.filter(|_| serves), self.storm) else {
+            if tries > 0 && self.storm {
+                let next = Mend::Strand { old, generation, tries: tries - 1 };
+                self.at(STRAND_EVERY_US, 0, What::Mend(next));
+            }
+            return;
+        };
+        let Some(node) = self.new_machine(other) else { return };
+        self.stats.count("fault: replaced beside a stranded primary");
+        self.log(|| format!("m{other}: replaced, now Raft node {node}; hears m{old} only"));
+        let mut cuts = Vec::new();
+        for path in 0..PATHS {
+            self.net.mend(old, other, path);
+            self.net.mend(other, old, path);
+            for o in (0..self.members.len()).filter(|o| *o != old && *o != other) {
+                cuts.push((o, other, path));
+            }
+        }
+        for (a, b, path) in &cuts {
+            self.net.cut(*a, *b, *path);
+        }
+        self.at(4_000 * MS, 0, What::Mend(Mend::Cuts(cuts)));
+        self.announce(other);
+    }
+
+    /// A new machine in place of `m`'s, if that may be done now: its Raft node.
+    fn new_machine(&mut self, m: usize) -> Option<NodeId> {
         let record = self.newest().clone();
         let safe = record.phase == Phase::Serving
             && record.primary.as_ref() != Some(&self.names[m])
@@ -270,9 +362,8 @@ impl World {
                 && (!x.has_database || x.data.present)
         });
         if !safe || !settled {
-            return;
+            return None;
         }
-        self.stats.count("fault: member replaced");
         self.power_cut(m, 1_000);
         let node = record.next_node();
         let election = (record.policy.election_min_ms, record.policy.election_max_ms);
@@ -280,10 +371,10 @@ impl World {
         machine.node = node;
         machine.raft = Raft::new(node, Vec::new(), election);
         machine.promised = Generation(0);
+        machine.longest_ms = 0;
         machine.data = Data::default();
         machine.guard.fenced_below = Generation(0);
-        self.log(|| format!("m{m}: replaced, now Raft node {node}"));
-        self.announce(m);
+        Some(node)
     }
 
     /// Asks to be let in under its present node.
@@ -355,11 +446,19 @@ impl World {
 
     fn other_policy(&mut self, now: &Policy) -> Policy {
         let mut policy = now.clone();
-        match self.rng.index(5) {
+        match self.rng.index(8) {
             0 if self.scenario.members >= 4 => policy.sync_count = 1 + self.rng.index(2),
             1 => policy.sync_spares = self.rng.index(3),
             2 => policy.strict = self.rng.chance(300),
             3 => policy.lease_ttl_ms = self.rng.range(1_200, 5_000),
+            4 if self.scenario.keeps_commits() => {
+                // Never to `async` and back: what was acknowledged in between may be lost.
+                let quorum = policy.durability == Durability::Quorum;
+                policy.durability = if quorum { Durability::Sync } else { Durability::Quorum };
+                policy.fast_promotion &= !quorum;
+            }
+            5 if policy.durability == Durability::Quorum => policy.fast_promotion ^= true,
+            6 => policy.detect_ms = self.rng.range(500, 1_200),
             _ => policy.sync_timeout_ms = self.rng.range(500, 2_000),
         }
         policy
@@ -394,9 +493,11 @@ impl World {
                 let delay = self.rng.range(1_000, 5_000) * MS;
                 self.at(delay, 0, What::Mend(Mend::Cuts(cuts)));
             }
+            Mend::Strand { old, generation, tries } => self.strand_on(old, generation, tries),
+            Mend::Rejoin => self.announce(m),
             Mend::Weather => {
                 (self.net.loss, self.net.twice, self.net.slow) = (0, 0, 0);
-                self.net.slow_at = None;
+                (self.net.slow_at, self.net.late_at) = (None, None);
             }
             Mend::Disk => {
                 let now = self.now;

@@ -24,13 +24,16 @@ pub struct Net {
     /// Only to and from this member (none: everywhere). Uneven delays are the harder ones: what a
     /// slow holder believes is then older than what the others know.
     pub slow_at: Option<usize>,
+    /// Whatever comes to this member takes so much longer; what it sends does not. Grants are then
+    /// old when they arrive.
+    pub late_at: Option<(usize, Micros)>,
 }
 
 impl Net {
     /// A network that works.
     pub fn new(members: usize) -> Self {
         let cut = vec![0; members * members * PATHS];
-        Self { members, cut, loss: 0, twice: 0, slow: 0, slow_us: 0, slow_at: None }
+        Self { members, cut, loss: 0, twice: 0, slow: 0, slow_us: 0, slow_at: None, late_at: None }
     }
 
     fn at(&self, from: usize, to: usize, path: usize) -> usize {
@@ -70,6 +73,11 @@ impl Net {
         let here = self.slow_at.is_none_or(|m| m == from || m == to);
         if self.slow > 0 && here && rng.chance(self.slow) {
             delay += rng.range(0, self.slow_us);
+        }
+        if let Some((m, late)) = self.late_at
+            && m == to
+        {
+            delay += late;
         }
         delay
     }

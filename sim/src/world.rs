@@ -67,6 +67,8 @@ pub struct Machine {
     pub node: NodeId,
     /// On disk: the voter's promise.
     pub promised: Generation,
+    /// On disk: no grant is longer, ms.
+    pub longest_ms: u64,
     /// Raft.
     pub raft: Raft,
     /// The agent.
@@ -122,6 +124,8 @@ pub struct World {
     pub storm: bool,
     /// The next commit's number.
     pub next_commit: u64,
+    /// How far the wall clocks have jumped, ms. For display only: nothing may depend on them.
+    pub wall_jump_ms: i64,
     queue: BinaryHeap<Event>,
     seq: u64,
     started_at: Micros,
@@ -145,6 +149,7 @@ impl World {
                     powered: true,
                     node,
                     promised: Generation(0),
+                    longest_ms: 0,
                     raft: Raft::new(node, log.clone(), election),
                     agent: Agent::unborn(names.len()),
                     guard: Guard { up: true, ..Guard::default() },
@@ -172,6 +177,7 @@ impl World {
             stats: Stats::default(),
             storm: true,
             next_commit: 1,
+            wall_jump_ms: 0,
             queue: BinaryHeap::new(),
             seq: 0,
             started_at: 0,
@@ -249,7 +255,7 @@ impl World {
 
     /// The wall clock, ms since 1970.
     pub fn unix_ms(&self) -> u64 {
-        EPOCH_UNIX_MS + self.now / MS
+        (EPOCH_UNIX_MS + self.now / MS).saturating_add_signed(self.wall_jump_ms)
     }
 
     /// A line for the trace.
@@ -334,6 +340,7 @@ impl World {
             What::Beat { life } => self.on_beat(m, life),
             What::RaftTick { life } => self.on_raft_tick(m, life),
             What::Apply { life } => self.on_apply(m, life),
+            What::Written { life, write } => self.on_written(m, life, write),
             What::Step { life, id } => self.on_step(m, life, id),
             What::Fence { life, below } => self.on_fence(m, life, below),
             What::AgentStarts => self.agent_starts(m),
@@ -427,11 +434,10 @@ fn tags(scenario: &Scenario, m: usize) -> Tags {
     tags
 }
 
-fn first_log(scenario: &Scenario, names: &[MemberId]) -> Vec<Entry> {
-    let nodes: BTreeSet<NodeId> = (1..=names.len() as u64).collect();
-    let command = |change| Payload::Command(Command { at_unix_ms: EPOCH_UNIX_MS, change });
+/// Who the cluster is.
+pub fn identity() -> Cluster {
     let secrets = Secrets { admin: "a".into(), replication: "r".into(), rest: "t".into() };
-    let cluster = Cluster {
+    Cluster {
         name: "sim".into(),
         id: "sim".into(),
         system_identifier: Some(1),
@@ -439,11 +445,16 @@ fn first_log(scenario: &Scenario, names: &[MemberId]) -> Vec<Entry> {
         ca_certificate: String::new(),
         ca_key: String::new(),
         secrets,
-    };
+    }
+}
+
+fn first_log(scenario: &Scenario, names: &[MemberId]) -> Vec<Entry> {
+    let nodes: BTreeSet<NodeId> = (1..=names.len() as u64).collect();
+    let command = |change| Payload::Command(Command { at_unix_ms: EPOCH_UNIX_MS, change });
     let mut payloads = vec![
         Payload::Voters(nodes),
         command(Change::Init {
-            cluster: Box::new(cluster),
+            cluster: Box::new(identity()),
             policy: Box::new(scenario.policy.clone()),
             member: Box::new(member(scenario, 0, 1)),
         }),

@@ -28,7 +28,8 @@ pub async fn live(cluster: Cluster, name: u64) {
                 n += 1;
                 propose(&cluster, &format!("c{name}.{n}")).await;
             }
-            55..90 => read(&cluster).await,
+            55..88 => read(&cluster).await,
+            88..90 => set_times(&cluster).await,
             _ => promise(&cluster).await,
         }
     }
@@ -87,6 +88,9 @@ async fn read(cluster: &Cluster) {
         }
     });
     let answer = timeout(PATIENCE, answer).await;
+    if let Ok(Ok(Ok(record))) = &answer {
+        cluster.log(|| format!("read at {node}: version {}, {asked_at} known", record.version));
+    }
     let shared = &mut *cluster.lock();
     match answer {
         Ok(Ok(Ok(record))) => {
@@ -98,6 +102,25 @@ async fn read(cluster: &Cluster) {
             let what = format!("a read at {node}: no answer in {PATIENCE:?}");
             shared.oracle.violated("answers", what);
         }
+    }
+}
+
+/// The policy gets other election times: every member makes its Raft anew.
+async fn set_times(cluster: &Cluster) {
+    let Some(node) = cluster.any() else { return };
+    let Some((boot, member)) = cluster.running(node) else { return };
+    let election_min_ms = cluster.range(4, 10) * cluster.lock().shape.heartbeat_ms;
+    let mut policy = member.record().borrow().policy.clone();
+    policy.election_min_ms = election_min_ms;
+    policy.election_max_ms = election_min_ms * 2;
+    let change = Change::SetPolicy { policy: Box::new(policy), expect_version: None };
+    cluster.lock().oracle.gives_policy();
+    let given = Command { at_unix_ms: 1, change };
+    let setting = boot.spawn(async move { member.propose(given).await.is_ok() });
+    let set = setting.await.unwrap_or(false);
+    cluster.log(|| format!("election times at {node}: {election_min_ms} ms: {set}"));
+    if set {
+        cluster.lock().stats.count("record: election times changed");
     }
 }
 

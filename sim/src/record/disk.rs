@@ -87,6 +87,8 @@ struct State {
     named: bool,
     mood: Mood,
     death: Option<Death>,
+    /// It died that way, with the power.
+    power_lost: bool,
     rng: Rng,
 }
 
@@ -116,6 +118,7 @@ impl Disk {
             named: false,
             mood: Mood::Well,
             death: None,
+            power_lost: false,
             rng: Rng::new(seed),
         };
         Self { state: Mutex::new(state), lies }
@@ -147,6 +150,7 @@ impl Disk {
     pub fn crash(&self, power: bool) {
         let state = &mut *self.state();
         state.death = None;
+        let power = std::mem::take(&mut state.power_lost) || power;
         if power {
             for file in [&mut state.store, &mut state.seal] {
                 file.sync_partly(&mut state.rng);
@@ -198,12 +202,7 @@ impl OpenFile {
         if changes && let Some(death) = &mut state.death {
             if death.after == 0 {
                 self.dead.store(true, Ordering::SeqCst);
-                let power = death.power;
-                if power {
-                    for file in [&mut state.store, &mut state.seal] {
-                        file.sync_partly(&mut state.rng);
-                    }
-                }
+                state.power_lost = death.power;
                 return Err(refused("the process dies"));
             }
             death.after -= 1;

@@ -66,12 +66,29 @@ pub async fn surgeon(cluster: Cluster) {
 
 type Boot = Arc<super::boot::Boot>;
 
+/// The leader that a majority follows. Others may take themselves for it: those who are cut off,
+/// and those who were taken out and never heard of it.
 fn leader(cluster: &Cluster) -> Option<(Boot, Arc<RaftConsensus>)> {
     let nodes: Vec<_> = cluster.lock().nodes.keys().copied().collect();
-    nodes
-        .into_iter()
-        .filter_map(|node| cluster.running(node))
-        .find(|(_, m)| m.standing().borrow().leader == Some(m.node()))
+    let running: Vec<_> = nodes.into_iter().filter_map(|node| cluster.running(node)).collect();
+    let stands = |m: &RaftConsensus| m.standing().borrow().clone();
+    let (boot, leader) = running
+        .iter()
+        .filter(|(_, m)| stands(m).leader == Some(m.node()))
+        .max_by_key(|(_, m)| stands(m).term)?;
+    let standing = stands(leader);
+    let followers = running
+        .iter()
+        .filter(|(_, m)| standing.voters.contains(&m.node()))
+        .filter(|(_, m)| stands(m).leader == standing.leader && stands(m).term == standing.term);
+    (followers.count() > standing.voters.len() / 2).then(|| (boot.clone(), leader.clone()))
+}
+
+/// Who votes, by the word of the leader.
+pub fn voters(cluster: &Cluster) -> Option<BTreeSet<NodeId>> {
+    let (_, leader) = leader(cluster)?;
+    let voters = leader.standing().borrow().voters.clone();
+    Some(voters)
 }
 
 async fn join(cluster: &Cluster, boot: &Boot, leader: &Arc<RaftConsensus>, node: NodeId) {
@@ -112,17 +129,8 @@ async fn operate(
 /// Those whom nobody knows any more are switched off for good.
 pub fn retire(cluster: &Cluster) {
     let Some((_, leader)) = leader(cluster) else { return };
-    // A leader that is cut off knows old things; only one that a majority follows is asked.
     let standing = leader.standing().borrow().clone();
-    let newest = {
-        let nodes: Vec<_> = cluster.lock().nodes.keys().copied().collect();
-        let terms = nodes.into_iter().filter_map(|n| cluster.running(n));
-        terms.map(|(_, m)| m.standing().borrow().term).max().unwrap_or(0)
-    };
-    if standing.term < newest
-        || standing.changing
-        || standing.applied_index < standing.last_log_index
-    {
+    if standing.changing || standing.applied_index < standing.last_log_index {
         return;
     }
     let known = |node: &NodeId| standing.voters.contains(node) || standing.learners.contains(node);

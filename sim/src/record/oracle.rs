@@ -1,7 +1,8 @@
 //! What the record promises, checked with the knowledge of everything at one moment.
 //!
-//! Every command sets a parameter of its own, so that a record says by itself which commands it
-//! holds: as many parameters as its version counts, or one was applied twice.
+//! Every command sets a parameter of its own (but for the few that change the policy), so that a
+//! record says by itself which commands it holds: as many parameters as its version counts, or one
+//! was applied twice.
 //!
 //! | check | promise |
 //! |---|---|
@@ -46,6 +47,7 @@ pub struct Oracle {
     hashes: BTreeMap<u64, u64>,
     newest: Arc<Record>,
     floor: u64,
+    policies_given: u64,
     not_taken: BTreeSet<String>,
     members: BTreeMap<NodeId, Seen>,
     leaders: BTreeMap<u64, NodeId>,
@@ -81,7 +83,8 @@ impl Oracle {
             }
             None => {}
         }
-        if record.parameters.len() as u64 != version {
+        let others = version.checked_sub(record.parameters.len() as u64);
+        if others.is_none_or(|others| others > self.policies_given) {
             let what = format!("version {version} holds {} commands", record.parameters.len());
             self.violated("applied-once", what);
         }
@@ -146,6 +149,11 @@ impl Oracle {
             self.violated("acknowledged", what);
         }
         self.seen(record);
+    }
+
+    /// A command is given that sets no parameter.
+    pub fn gives_policy(&mut self) {
+        self.policies_given += 1;
     }
 
     /// A command was given, and nothing changed.

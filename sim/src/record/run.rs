@@ -6,8 +6,9 @@ use super::{
     faults, members,
     oracle::Violation,
 };
-use crate::{rng::Rng, stats::Stats};
+use crate::{rng::Rng, scenario::Scenario, stats::Stats, world};
 use sempre_consensus::Consensus;
+use sempre_model::{Command, NodeId, Policy, command::Change};
 use std::{
     sync::{
         Mutex,
@@ -151,8 +152,11 @@ async fn begin(cluster: &Cluster) {
         cluster.start(node).await;
     }
     let Some((boot, first)) = cluster.running(1) else { return };
+    let init = init(&cluster.lock().shape);
+    cluster.lock().oracle.gives_policy();
     let wrong = boot.spawn(async move {
         first.form().await.map_err(|error| error.to_string())?;
+        first.propose(init).await.map_err(|error| error.to_string())?;
         for node in 2..=size {
             first.add_learner(node).await.map_err(|error| error.to_string())?;
         }
@@ -162,6 +166,22 @@ async fn begin(cluster: &Cluster) {
         Ok(Ok(())) => {}
         wrong => cluster.lock().oracle.violated("begins", format!("{wrong:?}")),
     }
+}
+
+/// What every record begins with.
+fn init(shape: &Shape) -> Command {
+    let policy = Policy {
+        election_min_ms: shape.heartbeat_ms * 5 / 2,
+        election_max_ms: shape.heartbeat_ms * 5,
+        heartbeat_ms: 100,
+        ..Policy::default()
+    };
+    let change = Change::Init {
+        cluster: Box::new(world::identity()),
+        policy: Box::new(policy),
+        member: Box::new(world::member(&Scenario::new(shape.seed, None), 0, 1)),
+    };
+    Command { at_unix_ms: 1, change }
 }
 
 /// Nothing goes wrong any more: soon everyone has the same, and takes commands.
@@ -201,24 +221,10 @@ async fn heal(cluster: &Cluster) {
 async fn whole(cluster: &Cluster) -> bool {
     sleep(Duration::from_millis(1_000)).await;
     let floor = cluster.lock().oracle.floor();
-    let nodes: Vec<_> = {
-        let shared = cluster.lock();
-        shared.nodes.iter().filter(|(_, n)| !n.gone).map(|(node, _)| *node).collect()
+    let has_all = |voter: &NodeId| {
+        cluster.running(*voter).is_some_and(|(_, m)| m.record().borrow().version >= floor)
     };
-    let members: Vec<_> = nodes.iter().filter_map(|node| cluster.running(*node)).collect();
-    let voters = members
-        .iter()
-        .map(|(_, m)| m.standing().borrow().clone())
-        .find(|s| s.leader.is_some_and(|l| nodes.contains(&l)))
-        .map(|s| s.voters)
-        .unwrap_or_default();
-    !voters.is_empty()
-        && voters.iter().all(|voter| {
-            members
-                .iter()
-                .find(|(_, m)| m.node() == *voter)
-                .is_some_and(|(_, m)| m.record().borrow().version >= floor)
-        })
+    members::voters(cluster).is_some_and(|voters| voters.iter().all(has_all))
 }
 
 fn picture(cluster: &Cluster) -> String {
