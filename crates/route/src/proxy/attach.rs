@@ -6,14 +6,13 @@ use super::{
     link::{Answerer, Link, LoggedIn, NoLink, log_in},
     lost::not_carriable,
     session::{Over, Session},
-    talk::Talk,
 };
 use crate::{
     farewell,
     hold::{Hold, Led, NotLed},
     stats::count,
 };
-use sempre_wire::pg::{ErrorResponse, Side, TransactionStatus, sqlstate, write};
+use sempre_wire::pg::{ErrorResponse, sqlstate, write};
 use std::{future::poll_fn, task::Poll, time::Duration};
 use tokio::time;
 
@@ -99,30 +98,17 @@ impl Session<'_> {
         let tls = &self.proxy.settings.server_tls;
         let LoggedIn { mut link, mut parameters, .. } =
             log_in(led, tls, &self.begun, answerer).await?;
-        if !self.carried.is_empty() {
-            let restored = self.carried.restore(&mut link.stream, &mut link.kept).await;
-            let restored = restored.map_err(|error| match error {
-                RestoreError::Talk(error) => NoLink::NotYet(error.to_string()),
-                RestoreError::Refused(_) => match not_carriable(&format!("{error}.")) {
-                    Over::Error(error) => NoLink::Error(error),
-                    Over::Silent | Over::Raw(_) => NoLink::ClientGone,
-                },
-            })?;
-            parameters.extend(restored.parameters);
-            self.to_client.extend_from_slice(&restored.notifications);
-        }
-        if self.flow.status == TransactionStatus::Failed {
-            // The client was told that its block failed. A real block that failed answers it from
-            // here on, whatever it does.
-            let mut question = Vec::new();
-            write::query(&mut question, b"begin");
-            write::query(&mut question, b"rollback to savepoint sempre_the_primary_has_changed");
-            let mut talk =
-                Talk::new(&mut link.stream, Side::Backend, std::mem::take(&mut link.kept));
-            let failed = talk.ask(&question, 2).await;
-            failed.map_err(|error| NoLink::NotYet(error.to_string()))?;
-            link.kept = talk.rest();
-        }
+        let statements = self.tracker.statements();
+        let restored = self.carried.restore(statements, &mut link.stream, &mut link.kept).await;
+        let restored = restored.map_err(|error| match error {
+            RestoreError::Talk(error) => NoLink::NotYet(error.to_string()),
+            RestoreError::Refused(_) => match not_carriable(&format!("{error}.")) {
+                Over::Error(error) => NoLink::Error(error),
+                Over::Silent | Over::Raw(_) => NoLink::ClientGone,
+            },
+        })?;
+        parameters.extend(restored.parameters);
+        self.to_client.extend_from_slice(&restored.notifications);
         // The last word on each counts.
         let mut last: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         for (name, value) in parameters {

@@ -4,14 +4,11 @@
 //! statements: settings, channels, prepared statements, role. What cannot be carried is named.
 
 use super::{
+    names::Names,
     stream::Stream,
-    talk::{Talk, TalkError},
+    talk::{Answers, Talk, TalkError},
 };
-use sempre_wire::pg::{Side, write};
-use std::collections::HashMap;
-
-/// Bytes of all prepared statements of one session that are kept.
-const STATEMENTS_MAX: usize = 8 << 20;
+use sempre_wire::pg::{Side, track::Statements, write};
 
 /// In the client's encoding.
 type Text = Vec<u8>;
@@ -73,54 +70,17 @@ fn is_one_statement(text: &[u8]) -> bool {
     !text.contains(&b';') && text.get(..7).is_some_and(|word| word.eq_ignore_ascii_case(b"prepare"))
 }
 
-/// A statement that the client prepared by the protocol.
-struct Statement {
-    /// Its Parse message.
-    parse: Vec<u8>,
-    traits: super::text::Traits,
-}
-
-/// All of it.
+/// All of it, but for what the client prepared by the protocol: the tracker knows that.
 #[derive(Default)]
 pub(crate) struct Carried {
     snapshot: Option<Box<Snapshot>>,
-    statements: HashMap<Box<[u8]>, Statement>,
-    bytes: usize,
-    overflow: bool,
+    pub names: Names,
 }
 
 impl Carried {
-    /// A statement is prepared.
-    pub fn prepared(&mut self, name: Box<[u8]>, parse: Vec<u8>, traits: super::text::Traits) {
-        if self.bytes + parse.len() > STATEMENTS_MAX {
-            self.overflow = true;
-            return;
-        }
-        self.bytes += parse.len();
-        if let Some(old) = self.statements.insert(name, Statement { parse, traits }) {
-            self.bytes -= old.parse.len();
-        }
-    }
-
-    pub fn closed(&mut self, name: &[u8]) {
-        if let Some(old) = self.statements.remove(name) {
-            self.bytes -= old.parse.len();
-        }
-    }
-
-    pub fn traits_of(&self, name: &[u8]) -> Option<super::text::Traits> {
-        self.statements.get(name).map(|statement| statement.traits)
-    }
-
     /// The server described the session.
-    pub fn described(&mut self, snapshot: Box<Snapshot>) {
-        let mut kept = 0;
-        self.statements.retain(|name, statement| {
-            let keep = snapshot.protocol.iter().any(|known| known[..] == name[..]);
-            kept += if keep { statement.parse.len() } else { 0 };
-            keep
-        });
-        self.bytes = kept;
+    pub fn described(&mut self, snapshot: Box<Snapshot>, statements: &mut Statements) {
+        statements.retain(|name| snapshot.protocol.iter().any(|known| known[..] == *name));
         self.snapshot = Some(snapshot);
     }
 
@@ -130,26 +90,25 @@ impl Carried {
     }
 
     /// What cannot be carried, in words.
-    pub fn stuck(&self) -> Option<String> {
-        if self.overflow {
-            return Some(format!("more than {STATEMENTS_MAX} bytes of prepared statements"));
+    pub fn stuck(&self, statements: &Statements) -> Option<String> {
+        if statements.incomplete() {
+            return Some("more or longer prepared statements than are kept".into());
+        }
+        if self.names.overflow() {
+            return Some("too many settings of its own".into());
         }
         let stuck = &self.snapshot.as_ref()?.stuck;
         (!stuck.is_empty()).then(|| stuck.join(", "))
-    }
-
-    /// Is there anything to restore?
-    pub fn is_empty(&self) -> bool {
-        self.snapshot.is_none() && self.statements.is_empty()
     }
 
     /// Restores the session on a new connection. What the server reported meanwhile is returned:
     /// parameters, and notifications for the client.
     pub async fn restore(
         &self,
+        statements: &Statements,
         stream: &mut Stream,
         kept: &mut Vec<u8>,
-    ) -> Result<super::talk::Answers, RestoreError> {
+    ) -> Result<Answers, RestoreError> {
         let mut out = Vec::new();
         let mut what = Vec::new();
         if let Some(snapshot) = &self.snapshot {
@@ -157,11 +116,19 @@ impl Carried {
         }
         let needed = what.len();
         let mut cycles = what.len();
-        for statement in self.statements.values() {
+        // The unnamed statement comes first of all, and last here: all others pass by its name.
+        let (unnamed, named): (Vec<_>, Vec<_>) =
+            statements.iter().partition(|(name, _)| name.is_empty());
+        for (_, statement) in named.into_iter().chain(unnamed) {
             // One that fails now is missed when it is used, and then its error is the right one.
-            out.extend_from_slice(&statement.parse);
-            write::sync(&mut out);
-            cycles += 1;
+            if let Some(raw) = statement.raw() {
+                out.extend_from_slice(raw);
+                write::sync(&mut out);
+                cycles += 1;
+            }
+        }
+        if cycles == 0 {
+            return Ok(Answers::default());
         }
         let mut talk = Talk::new(stream, Side::Backend, std::mem::take(kept));
         let answers = talk.ask(&out, cycles).await?;

@@ -1,16 +1,17 @@
 //! From the server to the client: what is an answer, what is for us, and what must wait.
 
 use super::{
-    carry::Snapshot,
-    flow::Owner,
     link::Farewell,
     own,
     pump::Event,
     session::{Identity, Session, Xid},
     talk,
-    text::{Traits, read_string},
 };
-use sempre_wire::pg::{Backend, ErrorResponse, Fields, Piece, TransactionStatus, sqlstate, write};
+use sempre_wire::pg::{
+    Backend, ErrorResponse, Fields, Message, Piece, TransactionStatus, sqlstate,
+    track::{Heard, Hints, Text, What, Whose},
+    write,
+};
 use std::{
     pin::Pin,
     sync::atomic::Ordering::Relaxed,
@@ -108,98 +109,32 @@ impl Session<'_> {
     }
 
     fn server_piece(&mut self, piece: &Piece<'_>) -> Step {
-        let (tag, body) = match *piece {
-            Piece::Whole(message) => (message.tag, message.body),
-            Piece::Begin { tag, head, .. } => (tag, head),
-            // Ours are never that long, but for the texts of prepared statements.
-            Piece::Part { .. } => match self.flow.front_owner() {
-                None | Some(Owner::Client) => return Step::Pass,
-                Some(_) => return Step::Stop(too_much()),
+        let Heard { whose, what } = self.tracker.heard(piece);
+        let ours = whose == Whose::Proxy;
+        match what {
+            What::Row | What::Answer if !ours => Step::Pass,
+            What::Answer if matches!(piece, Piece::Whole(_)) => Step::Swallow,
+            What::Row => match *piece {
+                Piece::Whole(message) => self.our_row(message.body),
+                _ => Step::Stop(too_much()),
             },
-        };
-        match tag {
-            b'D' | b'd' => match self.flow.front_owner() {
-                None | Some(Owner::Client) => Step::Pass,
-                Some(owner) if matches!(piece, Piece::Whole(_)) => self.our_row(owner, body),
-                Some(_) => Step::Stop(too_much()),
-            },
-            b'N' => self.notice(&Fields::of_head(body)),
-            b'S' => {
-                if let Ok(Backend::ParameterStatus { name, value }) = Backend::decode(tag, body) {
-                    self.reported(name, value);
-                }
-                Step::Pass
-            }
-            b'A' => Step::Pass,
-            b'E' => self.server_error(body),
-            b'C' => {
-                let owner = self.flow.answered(tag).owner;
-                if owner != Owner::Client {
+            What::Answer => Step::Stop(too_much()),
+            What::Complete { tag, text } => {
+                if ours {
                     return Step::Swallow;
                 }
-                self.completed = true;
-                self.command(read_string(body).unwrap_or_default());
+                self.command(tag, text);
                 Step::Pass
             }
-            b'Z' => self.ready(body),
-            _ => {
-                let answer = self.flow.answered(tag);
-                if answer.prepared && !self.parsing.is_empty() {
-                    let (name, parse, traits) = self.parsing.remove(0);
-                    self.carried.prepared(name, parse, traits);
-                }
-                match answer.owner {
-                    Owner::Client => Step::Pass,
-                    _ => Step::Swallow,
-                }
-            }
-        }
-    }
-
-    fn notice(&mut self, fields: &Fields<'_>) -> Step {
-        if fields.is_cancelled_sync_wait() {
-            return Step::Withhold;
-        }
-        if matches!(fields.code(), b"57P01" | b"57P02") {
-            // A server that goes down at once. It says nothing about what ran.
-            if let Some(link) = &mut self.link {
-                link.farewell = Farewell::Crash;
-            }
-            return Step::Swallow;
-        }
-        Step::Pass
-    }
-
-    fn server_error(&mut self, body: &[u8]) -> Step {
-        let fields = Fields::of_head(body);
-        if fields.is_fatal() {
-            let shutdown = fields.code() == b"57P01";
-            let lost = shutdown || matches!(fields.code(), b"57P02" | b"57P03");
-            let Some(link) = &mut self.link else { return Step::Swallow };
-            return match (lost, link.farewell) {
-                (true, Farewell::None) if shutdown && self.withheld.is_none() => {
-                    link.farewell = Farewell::Shutdown;
-                    Step::Swallow
-                }
-                (true, _) => {
-                    link.farewell = Farewell::Crash;
-                    Step::Swallow
-                }
-                (false, _) => {
-                    link.farewell = Farewell::Told;
-                    Step::Pass
-                }
-            };
-        }
-        let answer = self.flow.answered(b'E');
-        for _ in 0..answer.unprepared.min(self.parsing.len()) {
-            self.parsing.remove(0);
-        }
-        match answer.owner {
-            Owner::Client => Step::Pass,
-            owner => {
+            What::Ready(_) if ours => match self.asking.is_some() || self.withheld.is_some() {
+                true => Step::Release,
+                false => Step::Swallow,
+            },
+            What::Ready(status) => self.ready(status),
+            What::Error { fields, fatal: true } => self.server_ends(&fields),
+            What::Error { fields, fatal: false } if ours => {
                 let (code, message) = talk::texts(&fields);
-                tracing::warn!(?owner, code, message, "a question of the router failed");
+                tracing::warn!(code, message, "a question of the router failed");
                 Step::Stop(Event::Fatal(ErrorResponse::fatal(
                     sqlstate::ADMIN_SHUTDOWN,
                     "terminating connection because the state of the session cannot be known",
@@ -207,71 +142,87 @@ impl Session<'_> {
                     "Connect again.",
                 )))
             }
+            What::CancelledSyncWait => Step::Withhold,
+            What::Notice(fields) if matches!(fields.code(), b"57P01" | b"57P02") => {
+                // A server that goes down at once. It says nothing about what ran.
+                if let Some(link) = &mut self.link {
+                    link.farewell = Farewell::Crash;
+                }
+                Step::Swallow
+            }
+            What::Setting(_) => {
+                if let Piece::Whole(Message { tag, body, .. }) = *piece
+                    && let Ok(Backend::ParameterStatus { name, value }) = Backend::decode(tag, body)
+                {
+                    self.reported(name, value);
+                }
+                Step::Pass
+            }
+            What::Error { .. } | What::Notice(_) | What::Notification | What::CopyBegins(_) => {
+                Step::Pass
+            }
         }
+    }
+
+    /// The server said FATAL.
+    fn server_ends(&mut self, fields: &Fields<'_>) -> Step {
+        let Some(link) = &mut self.link else { return Step::Swallow };
+        let (farewell, step) = match fields.code() {
+            b"57P01" if link.farewell == Farewell::None && self.withheld.is_none() => {
+                (Farewell::Shutdown, Step::Swallow)
+            }
+            b"57P01" | b"57P02" | b"57P03" => (Farewell::Crash, Step::Swallow),
+            _ => (Farewell::Told, Step::Pass),
+        };
+        link.farewell = farewell;
+        step
     }
 
     /// The client's command ended.
-    fn command(&mut self, tag: &[u8]) {
-        let word = tag.split(|byte| *byte == b' ').next().unwrap_or_default();
-        match word {
-            b"COMMIT" | b"ROLLBACK" => {
-                // Another transaction may follow in the same exchange (AND CHAIN).
-                (self.xid, self.wrote) = (Xid::Unknown, false);
-            }
-            b"SELECT" | b"FETCH" | b"BEGIN" | b"START" | b"SET" | b"SHOW" | b"RESET" | b"MOVE"
-            | b"SAVEPOINT" | b"RELEASE" | b"DECLARE" | b"CLOSE" | b"LISTEN" | b"UNLISTEN"
-            | b"DEALLOCATE" | b"EXPLAIN" => {}
-            b"PREPARE" if tag == b"PREPARE" => {}
-            b"PREPARE" => (self.xid, self.wrote) = (Xid::Unknown, false),
-            _ => self.wrote = true,
+    fn command(&mut self, tag: &[u8], text: Text) {
+        if matches!(tag, b"COMMIT" | b"ROLLBACK" | b"PREPARE TRANSACTION") {
+            // Another transaction may follow in the same exchange (AND CHAIN).
+            self.xid = Xid::Unknown;
+        }
+        if text.hints.any(Hints::PREPARED | Hints::ANYTHING)
+            && let Some(link) = &mut self.link
+        {
+            // Ours may be gone too.
+            (link.xid_prepared, link.state_prepared) = (false, false);
         }
     }
 
-    fn ready(&mut self, body: &[u8]) -> Step {
-        let Some(status) = body.first().and_then(|byte| TransactionStatus::from_byte(*byte)) else {
-            return Step::Stop(Event::Fatal(talk::violation("invalid ReadyForQuery message")));
-        };
-        let answer = self.flow.answered(b'Z');
-        self.flow.status = status;
-        match answer.owner {
-            Owner::Xid => return Step::Swallow,
-            Owner::State | Owner::Barrier => return Step::Release,
-            Owner::Client => {}
-        }
-        self.completed = false;
+    /// The client's exchange is over.
+    fn ready(&mut self, status: TransactionStatus) -> Step {
         if status == TransactionStatus::Idle || self.xid == Xid::None {
-            (self.xid, self.wrote) = (Xid::Unknown, false);
+            self.xid = Xid::Unknown;
         }
-        if status == TransactionStatus::Idle {
-            self.portals.clear();
-        }
+        self.touched |= self.tracker.take_hints();
         if let Some(withheld) = &mut self.withheld {
             withheld.cycles += 1;
             return Step::Pass;
         }
         self.key.guard(false);
-        if !self.quiet() {
+        if self.tracker.pending().len() > 0 || self.open || !self.up.at_boundary() {
             return Step::Pass;
         }
         let Some(link) = &mut self.link else { return Step::Pass };
-        if status == TransactionStatus::Idle
-            && self.touched.has(Traits::STATE.with(Traits::LASTING))
-        {
-            self.touched = Traits::default();
+        if status == TransactionStatus::Idle && self.touched.any(Hints::STATE) {
+            self.touched = Hints::NONE;
             self.asking = Some(Box::default());
             self.key.guard(true);
-            own::ask_state(link, &mut self.flow);
+            own::ask_state(link, &mut self.tracker, &self.carried.names.array());
             return Step::Swallow;
         }
         let resolve = self.proxy.settings.resolve_commit;
-        if status == TransactionStatus::InBlock && self.wrote && self.xid == Xid::Unknown && resolve
-        {
+        let wrote = status == TransactionStatus::InBlock && self.tracker.wrote();
+        if wrote && self.xid == Xid::Unknown && resolve {
             self.ask_xid(own::End::Sync);
         }
         Step::Pass
     }
 
-    fn our_row(&mut self, owner: Owner, body: &[u8]) -> Step {
+    fn our_row(&mut self, body: &[u8]) -> Step {
         let Ok(Backend::DataRow(values)) = Backend::decode(b'D', body) else {
             return Step::Stop(Event::Fatal(talk::violation("invalid DataRow message")));
         };
@@ -279,40 +230,40 @@ impl Session<'_> {
         for (column, value) in columns.iter_mut().zip(values) {
             *column = value;
         }
-        match owner {
-            Owner::Xid => {
-                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-                self.xid = match (columns[0], columns[1]) {
-                    (Some(xid), Some(lsn)) => Xid::Known(Box::new(Identity {
-                        xid: text(xid),
-                        lsn: text(lsn),
-                        replayed: text(columns[2].unwrap_or_default()),
-                    })),
-                    _ if matches!(self.xid, Xid::Known(_)) => return Step::Swallow,
-                    _ if self.xid_stale => Xid::Unknown,
-                    _ => Xid::None,
-                };
-            }
-            Owner::State => {
-                if let Some(asking) = &mut self.asking {
-                    asking.take(columns.map(Option::unwrap_or_default));
-                }
-            }
-            Owner::Barrier | Owner::Client => {}
+        if let Some(asking) = &mut self.asking {
+            asking.take(columns.map(Option::unwrap_or_default));
+            return Step::Swallow;
         }
+        if self.withheld.as_ref().is_some_and(|withheld| withheld.asked) {
+            return Step::Swallow;
+        }
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        self.xid = match (columns[0], columns[1]) {
+            (Some(xid), Some(lsn)) => Xid::Known(Box::new(Identity {
+                xid: text(xid),
+                lsn: text(lsn),
+                replayed: text(columns[2].unwrap_or_default()),
+            })),
+            _ if matches!(self.xid, Xid::Known(_)) => return Step::Swallow,
+            _ if self.xid_stale => Xid::Unknown,
+            _ => Xid::None,
+        };
         Step::Swallow
     }
 
     /// A question of ours is answered, and with it what waited for it.
     fn release(&mut self) -> Option<Event> {
         if let Some(asking) = self.asking.take() {
-            let snapshot: Box<Snapshot> = asking;
-            self.carried.described(snapshot);
+            self.carried.described(asking, self.tracker.statements_mut());
             self.key.guard(false);
-            write::ready_for_query(&mut self.to_client, self.flow.status);
+            write::ready_for_query(&mut self.to_client, self.tracker.status());
             return None;
         }
         let withheld = self.withheld.as_mut()?;
+        if !withheld.asked {
+            // It was the answer to another question of ours.
+            return None;
+        }
         if std::mem::take(&mut withheld.again) {
             withheld.asked = false;
             withheld.attempts += 1;
@@ -330,16 +281,15 @@ impl Session<'_> {
         if withheld.bytes.len() > WITHHELD_MAX {
             return Some(not_safe());
         }
-        if withheld.asked || !self.flow.is_empty() {
+        if withheld.asked || self.tracker.pending().len() > 0 {
             return None;
         }
         let link = self.link.as_mut()?;
-        let between = self.flow.quiet() && self.up.at_boundary();
-        if !between || self.flow.status != TransactionStatus::Idle {
+        if !self.tracker.is_idle() || self.open || !self.up.at_boundary() {
             return Some(not_safe());
         }
         withheld.asked = true;
-        own::ask_barrier(link, &mut self.flow);
+        own::ask_barrier(link, &mut self.tracker);
         None
     }
 }

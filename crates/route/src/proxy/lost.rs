@@ -2,16 +2,18 @@
 
 use super::{
     attach::NotAttached,
-    flow::{Kind, Owner, Pending},
     link::{Farewell, Link},
     pump::Loss,
     resolve::Outcome,
     session::{Over, Session, Xid},
-    text::Traits,
 };
 use crate::{CutReason, farewell, stats::count};
 use sempre_model::{Generation, MemberId};
-use sempre_wire::pg::{ErrorResponse, Severity, TransactionStatus, sqlstate, write};
+use sempre_wire::pg::{
+    ErrorResponse, Severity, TransactionStatus, sqlstate,
+    track::{CannotSettle, Hints, Outlook, Pending, Settled, Whose},
+    write,
+};
 
 /// Which server it was.
 pub(super) struct Where {
@@ -40,11 +42,8 @@ impl Session<'_> {
             // Inside a message to the client nothing can be said.
             return Err(Over::Silent);
         }
-        // The rest of a message that the old server has the beginning of.
-        self.dropping |= !self.up.at_boundary();
-        self.collecting = false;
-        self.parsing.clear();
-        self.portals.clear();
+        self.open = false;
+        self.touched |= self.tracker.take_hints();
         if self.asking.take().is_some() {
             return Err(not_carriable(
                 "The last statement may have changed it, and the server was lost before it could be asked.",
@@ -53,140 +52,86 @@ impl Session<'_> {
         if self.secret_is_spent() {
             return Err(not_carriable("Its password passed through routing unseen."));
         }
-        if let Some(stuck) = self.carried.stuck() {
+        if let Some(stuck) = self.carried.stuck(self.tracker.statements()) {
             return Err(not_carriable(&format!("It has {stuck}.")));
         }
         if self.withheld.is_some() {
             return self.lost_withheld(&place).await;
         }
-        let quiet = self.flow.quiet();
-        let pending: Vec<Pending> =
-            self.flow.pending().filter(|p| p.owner == Owner::Client).copied().collect();
-        let skipping = self.flow.skipping();
-        self.flow.clear();
-        let status = self.flow.status;
-        if status != TransactionStatus::Idle {
-            // What a rolled-back transaction has set is gone, but for what outlives a rollback.
-            if self.touched.has(Traits::LASTING) {
-                return Err(not_carriable(
-                    "The lost transaction may have prepared statements or taken advisory locks.",
-                ));
-            }
+        if self.tracker.is_out_of_step() {
+            return Err(not_carriable("What it asked for is not known for certain."));
         }
-        if quiet {
-            return self.lost_idle(status);
+        let outlook = self.tracker.outlook();
+        if outlook == Outlook::Commit {
+            return self.lost_committing(&place).await;
         }
-        self.lost_busy(&place, pending, skipping, shutdown).await
-    }
-
-    fn lost_idle(&mut self, status: TransactionStatus) -> Result<(), Over> {
-        match status {
-            TransactionStatus::Idle if self.touched.has(Traits::STATE.with(Traits::LASTING)) => {
-                Err(not_carriable(
-                    "The last statements may have changed it, and the server was lost before it could be asked.",
-                ))
-            }
-            TransactionStatus::InBlock => {
-                self.touched = Traits::default();
-                (self.xid, self.wrote) = (Xid::Unknown, false);
-                self.lost_block = true;
-                Ok(())
-            }
-            TransactionStatus::Idle | TransactionStatus::Failed => Ok(()),
-        }
-    }
-
-    /// Answers every exchange that is under way, in order.
-    async fn lost_busy(
-        &mut self,
-        place: &Where,
-        pending: Vec<Pending>,
-        skipping: bool,
-        shutdown: bool,
-    ) -> Result<(), Over> {
-        let mut block = self.flow.status != TransactionStatus::Idle;
-        let mut failed = self.flow.status == TransactionStatus::Failed;
-        // An error was answered in this exchange already.
-        let mut told = skipping;
-        let mut first = true;
-        let mut rest = &pending[..];
-        while !rest.is_empty() || first {
-            let end = rest.iter().position(Pending::ends_cycle);
-            let (exchange, behind) = rest.split_at(end.map_or(rest.len(), |end| end + 1));
-            rest = behind;
-            if exchange.iter().all(|p| p.kind == Kind::CopyEnd) && !exchange.is_empty() {
-                continue;
-            }
-            let traits = exchange.iter().fold(Traits::default(), |traits, p| traits.with(p.traits));
-            // An error whose ReadyForQuery is on its way: only that is missing.
-            let only_ready = exchange.len() == 1 && exchange[0].kind == Kind::Sync;
-            if told {
-                // Inside an exchange that has its error.
-            } else if block && !failed && traits.has(Traits::COMMITS) {
-                let outcome = match self.is_just_commit(exchange) {
-                    true => self.resolve(place).await?,
-                    false => Outcome::Unknown("it was sent together with other statements".into()),
-                };
-                block = false;
-                match outcome {
-                    Outcome::Committed => {
-                        self.answer_committed(exchange);
-                        if self.touched.has(Traits::STATE) {
-                            return Err(not_carriable(
-                                "The committed transaction may have changed it.",
-                            ));
-                        }
-                    }
-                    Outcome::RolledBack => self.say_error(&rolled_back()),
-                    Outcome::Unknown(why) => self.say_error(&unknown(&why)),
-                }
-            } else if block {
-                if !(only_ready && failed) {
-                    self.say_error(&rolled_back());
-                }
-                failed = true;
-            } else if end.is_none() || (first && shutdown) || is_just_begin(traits) {
-                self.say_error(&rolled_back());
-            } else {
-                self.say_error(&unknown("it was not in a transaction block"));
-            }
-            told = false;
-            first = false;
-            self.flow.status = match block {
-                true => TransactionStatus::Failed,
-                false => TransactionStatus::Idle,
-            };
-            match end {
-                Some(_) => write::ready_for_query(&mut self.to_client, self.flow.status),
-                None => self.flow.skip(),
-            }
-        }
-        (self.xid, self.wrote, self.completed) = (Xid::Unknown, false, false);
-        if !block && self.touched.has(Traits::LASTING) {
+        // A rolled-back transaction takes its settings with it, but not what outlives a rollback.
+        let in_block = self.tracker.in_block() || self.tracker.status() != TransactionStatus::Idle;
+        let lasting = Hints::PREPARED | Hints::ADVISORY | Hints::ANYTHING;
+        if self.touched.any(if in_block { lasting } else { Hints::STATE }) {
             return Err(not_carriable(
-                "The lost statements may have prepared statements or taken advisory locks.",
+                "Its last statements may have changed its state, and the server was lost before it could be asked.",
             ));
         }
-        self.touched = Traits::default();
-        Ok(())
+        let error = match outlook {
+            Outlook::Quiet | Outlook::Answered | Outlook::RolledBack => rolled_back(),
+            Outlook::Autocommit if shutdown => rolled_back(),
+            Outlook::Autocommit => unknown("It was not in a transaction block"),
+            Outlook::Commit | Outlook::Unknown => {
+                unknown("Several statements were sent at once, and one of them may have committed")
+            }
+        };
+        self.settle(Settled::Failed(&error))
+    }
+
+    fn settle(&mut self, settled: Settled<'_>) -> Result<(), Over> {
+        (self.xid, self.touched) = (Xid::Unknown, Hints::NONE);
+        let settled = self.tracker.settle(settled, &mut self.to_client);
+        settled.map_err(|CannotSettle| {
+            Over::Error(ErrorResponse::fatal(
+                sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
+                "terminating connection because answers are lost with the primary",
+                "The transaction was committed; what its last statements answered is lost.",
+                "Connect again.",
+            ))
+        })
+    }
+
+    /// A COMMIT is on its way.
+    async fn lost_committing(&mut self, place: &Where) -> Result<(), Over> {
+        // What stands behind the COMMIT, if anything does, ran by itself or not at all.
+        let rest = unknown("It was sent behind a COMMIT whose server was lost");
+        match self.resolve(place).await? {
+            Outcome::Committed => {
+                let touched = self.touched;
+                self.settle(Settled::Committed { rest: &rest })?;
+                match touched.any(Hints::STATE) {
+                    true => Err(not_carriable("The committed transaction may have changed it.")),
+                    false => Ok(()),
+                }
+            }
+            Outcome::RolledBack => self.settle(Settled::Failed(&rolled_back())),
+            Outcome::Unknown(why) => self.settle(Settled::Failed(&unknown(&why))),
+        }
     }
 
     /// A commit's answer was withheld, and its server is gone.
     async fn lost_withheld(&mut self, place: &Where) -> Result<(), Over> {
         let Some(withheld) = self.withheld.take() else { return Ok(()) };
-        let whole = self.flow.pending().all(|p| p.owner != Owner::Client);
-        self.flow.clear();
-        self.flow.status = TransactionStatus::Idle;
-        if !whole || withheld.cycles != 1 {
+        let touched = self.touched;
+        let theirs = |p: &Pending| p.whose == Whose::Client;
+        if withheld.cycles != 1 || self.tracker.pending().any(theirs) {
             return Err(Over::Error(unknown_fatal()));
         }
+        // Nothing but our own questions is under way.
+        self.settle(Settled::Failed(&rolled_back()))?;
         self.xid = withheld.xid;
         let outcome = self.resolve(place).await?;
         self.xid = Xid::Unknown;
         match outcome {
             Outcome::Committed => {
                 self.to_client.extend_from_slice(&withheld.bytes);
-                if self.touched.has(Traits::STATE.with(Traits::LASTING)) {
+                if touched.any(Hints::STATE) {
                     return Err(not_carriable("The committed transaction may have changed it."));
                 }
                 return Ok(());
@@ -201,59 +146,20 @@ impl Session<'_> {
     fn say_error(&mut self, error: &ErrorResponse) {
         self.to_client.extend_from_slice(&error.encode());
     }
-
-    /// Is everything that is not yet answered in this exchange the COMMIT alone?
-    fn is_just_commit(&self, exchange: &[Pending]) -> bool {
-        exchange.iter().all(|p| match p.kind {
-            Kind::Query | Kind::Execute => p.traits.has(Traits::JUST_COMMIT),
-            Kind::Call => false,
-            _ => true,
-        })
-    }
-
-    /// Makes up the answers of an exchange whose COMMIT was done.
-    fn answer_committed(&mut self, exchange: &[Pending]) {
-        let out = &mut self.to_client;
-        for message in exchange {
-            match message.kind {
-                Kind::Parse => write::parse_complete(out),
-                Kind::Bind => write::bind_complete(out),
-                Kind::Close => write::close_complete(out),
-                Kind::Describe => {
-                    if message.named {
-                        write::parameter_description(out, &[]);
-                    }
-                    write::no_data(out);
-                }
-                Kind::Query if self.completed => {}
-                Kind::Query | Kind::Execute => write::command_complete(out, "COMMIT"),
-                Kind::Sync | Kind::Call | Kind::CopyEnd => {}
-            }
-        }
-    }
-}
-
-/// BEGIN and nothing that could be committed.
-fn is_just_begin(traits: Traits) -> bool {
-    traits.has(Traits::BEGINS) && !traits.has(Traits::COMMITS)
-}
-
-fn error(code: &'static str, message: &str, detail: String, hint: &str) -> ErrorResponse {
-    ErrorResponse { severity: Severity::Error, ..ErrorResponse::fatal(code, message, detail, hint) }
 }
 
 /// The error of a transaction that is rolled back for certain.
 pub(super) fn rolled_back() -> ErrorResponse {
-    error(
+    ErrorResponse::error(
         sqlstate::SERIALIZATION_FAILURE,
         "the primary has changed, and the transaction was rolled back",
-        String::new(),
+        "",
         "Run the transaction again, in this same session.",
     )
 }
 
 fn unknown(why: &str) -> ErrorResponse {
-    error(
+    ErrorResponse::error(
         sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
         "the primary was lost, and whether the statement was committed is not known",
         format!("{why}."),

@@ -1,7 +1,7 @@
 //! Sessions that outlive their server connection.
 //!
 //! One task a client. It speaks PostgreSQL's protocol with the client and with the server, passes
-//! bytes on as they come ([`pump`]), and knows from looking at them ([`up`], [`down`], [`flow`]):
+//! bytes on as they come ([`pump`]), and knows from looking at them ([`up`], [`down`]):
 //! what was asked and not yet answered, what belongs to the session ([`carry`]), which transaction
 //! runs. When the server is lost ([`lost`]), the client is told what became of what was under way,
 //! and the session goes on on the next one ([`attach`]).
@@ -20,17 +20,16 @@
 //!
 //! - Notifications sent while a session had no server are lost to it.
 //! - Functions that change settings inside themselves are noticed only where the text of the
-//!   statement says `set_config`, `do` or `call`.
-//! - The unnamed prepared statement is not carried. Clients parse it anew for each use.
+//!   statement says `set_config`, `do` or `call`, or the setting is one that servers report.
 //! - `pg_terminate_backend` ends the server connection, not the session.
 
 mod attach;
 mod cancel;
 mod carry;
 mod down;
-mod flow;
 mod link;
 mod lost;
+mod names;
 mod own;
 mod pump;
 mod resolve;
@@ -39,7 +38,6 @@ mod session;
 mod startup;
 mod stream;
 mod talk;
-mod text;
 mod up;
 
 use crate::{ProxySettings, hold::Shared};

@@ -3,11 +3,12 @@
 //! They are extended ones under names of ours, so that they disturb neither the client's unnamed
 //! statement nor its portals, and they can stand anywhere between two of its messages.
 
-use super::{
-    flow::{Flow, Kind, Owner, Pending},
-    link::Link,
+use super::link::Link;
+use sempre_wire::pg::{
+    Scanner, Side,
+    track::{Tracker, Whose},
+    write,
 };
-use sempre_wire::pg::write;
 
 const PORTAL: &[u8] = b"sempre";
 const XID: &[u8] = b"sempre_xid";
@@ -25,6 +26,8 @@ const XID_TEXT: &[u8] = b"select pg_catalog.pg_current_xact_id_if_assigned(), \
 
 /// What belongs to the session. See [`super::carry`] for what becomes of it.
 const STATE_TEXT: &[u8] = b"select 's', name, setting from pg_catalog.pg_settings where source = 'session' \
+    union all select 's', n, pg_catalog.current_setting(n, true) from pg_catalog.unnest($1::pg_catalog.text[]) n \
+        where pg_catalog.current_setting(n, true) is not null \
     union all select 'a', 'session_authorization', session_user::text \
     union all select 'r', 'role', pg_catalog.current_setting('role') \
     union all select 'l', c, '' from pg_catalog.pg_listening_channels() c \
@@ -54,43 +57,51 @@ pub(crate) enum End {
 }
 
 /// Asks for the transaction's id.
-pub(crate) fn ask_xid(link: &mut Link, flow: &mut Flow, end: End) {
+pub(crate) fn ask_xid(link: &mut Link, tracker: &mut Tracker, end: End) {
     let prepare = !std::mem::replace(&mut link.xid_prepared, true);
-    ask(link, flow, Owner::Xid, XID, prepare.then_some(XID_TEXT), end);
+    ask(link, tracker, XID, prepare.then_some(XID_TEXT), None, end);
 }
 
-/// Asks for the session's state.
-pub(crate) fn ask_state(link: &mut Link, flow: &mut Flow) {
+/// Asks for the session's state; `names`: settings to ask for by name, as an array.
+pub(crate) fn ask_state(link: &mut Link, tracker: &mut Tracker, names: &str) {
     let prepare = !std::mem::replace(&mut link.state_prepared, true);
-    ask(link, flow, Owner::State, STATE, prepare.then_some(STATE_TEXT), End::Sync);
+    let text = prepare.then_some(STATE_TEXT);
+    ask(link, tracker, STATE, text, Some(names), End::Sync);
 }
 
 /// Puts a barrier behind everything.
-pub(crate) fn ask_barrier(link: &mut Link, flow: &mut Flow) {
-    ask(link, flow, Owner::Barrier, BARRIER, Some(BARRIER_TEXT), End::Sync);
+pub(crate) fn ask_barrier(link: &mut Link, tracker: &mut Tracker) {
+    ask(link, tracker, BARRIER, Some(BARRIER_TEXT), None, End::Sync);
 }
 
-fn ask(link: &mut Link, flow: &mut Flow, owner: Owner, name: &[u8], text: Option<&[u8]>, end: End) {
+fn ask(
+    link: &mut Link,
+    tracker: &mut Tracker,
+    name: &[u8],
+    text: Option<&[u8]>,
+    parameter: Option<&str>,
+    end: End,
+) {
     let out = &mut link.out;
-    let mut sent = |kind| flow.sent(Pending::ours(kind, owner));
+    let start = out.len();
     if let Some(text) = text {
         // It may be there already. Closing what is not there is no error.
         write::close_statement(out, name);
-        sent(Kind::Close);
         write::parse(out, name, text, &[]);
-        sent(Kind::Parse);
     }
-    write::bind(out, PORTAL, name, &[]);
-    sent(Kind::Bind);
+    let parameter = parameter.map(|text| [Some(text.as_bytes())]);
+    write::bind(out, PORTAL, name, parameter.as_ref().map_or(&[], |one| &one[..]));
     write::execute(out, PORTAL, 0);
-    sent(Kind::Execute);
     write::close_portal(out, PORTAL);
-    sent(Kind::Close);
     match end {
-        End::Sync => {
-            write::sync(out);
-            sent(Kind::Sync);
-        }
+        End::Sync => write::sync(out),
         End::Flush => write::flush(out),
+    }
+    let mut scanner = Scanner::new(Side::Frontend);
+    let mut at = start;
+    while let Ok(Some(piece)) = scanner.next(&out[at..]) {
+        // There is always room for them: the client stops well before the limit.
+        let _ = tracker.sent(Whose::Proxy, &piece);
+        at += piece.size();
     }
 }

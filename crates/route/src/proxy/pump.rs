@@ -59,12 +59,17 @@ impl Session<'_> {
         poll_fn(|context| BUFFER.with_borrow_mut(|scratch| self.poll(context, scratch))).await
     }
 
+    /// Gives the client all that waits for it, before anything that may take long.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|context| self.flush_client(context)).await
+    }
+
     fn poll(&mut self, context: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Event> {
         if let Some(link) = &self.link {
             if let Some(reason) = link.ticket.cut.poll(context) {
                 return Poll::Ready(Event::Lost(Loss::Cut(reason)));
             }
-            if link.ticket.cut.is_draining() && self.drainable() {
+            if link.ticket.cut.is_draining() && self.is_idle() {
                 return Poll::Ready(Event::Drain);
             }
             if let Poll::Ready(event) = self.poll_down(context, scratch) {
@@ -76,7 +81,14 @@ impl Session<'_> {
         if let Poll::Ready(event) = self.poll_up(context, scratch) {
             return Poll::Ready(event);
         }
-        let over = self.client_ended && self.flow.is_empty() && self.withheld.is_none();
+        // What was answered in the place of a server.
+        if self.given < self.to_client.len()
+            && let Poll::Ready(Err(_)) = self.flush_client(context)
+        {
+            return Poll::Ready(Event::ClientGone);
+        }
+        let over =
+            self.client_ended && self.tracker.pending().len() == 0 && self.withheld.is_none();
         if over && self.given == self.to_client.len() {
             return Poll::Ready(Event::ClientGone);
         }

@@ -73,12 +73,15 @@ fn shutdown() -> Over {
 async fn handle(session: &mut Session<'_>, event: Event) -> Result<(), Over> {
     match event {
         Event::ClientGone => Err(Over::Silent),
-        Event::NeedServer => Ok(session.attach().await?),
+        Event::NeedServer => {
+            session.flush().await.map_err(|_| Over::Silent)?;
+            Ok(session.attach().await?)
+        }
         Event::Lost(loss) => session.lost(loss).await,
         Event::Fatal(error) => Err(Over::Error(error)),
         Event::Drain => {
             session.leave();
-            match session.carried.stuck() {
+            match session.carried.stuck(session.tracker.statements()) {
                 Some(stuck) => Err(super::lost::not_carriable(&format!("It has {stuck}."))),
                 None => Ok(()),
             }

@@ -4,13 +4,14 @@ use super::{
     Proxy,
     cancel::CancelKey,
     carry::{Carried, Snapshot},
-    flow::Flow,
     link::{Link, Secret},
     startup::Begun,
     stream::Stream,
-    text::Traits,
 };
-use sempre_wire::pg::{ErrorResponse, Scanner, Side};
+use sempre_wire::pg::{
+    ErrorResponse, Scanner, Side,
+    track::{Hints, Tracker},
+};
 
 /// What is known of the transaction block the client is in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,36 +70,23 @@ pub(crate) struct Session<'a> {
     pub up: Scanner,
     /// The rest of the client's message is not passed on.
     pub dropping: bool,
-    /// The rest of the client's message belongs to the newest of `parsing`.
-    pub collecting: bool,
-    pub flow: Flow,
+    /// Extended messages were sent since the last Sync.
+    pub open: bool,
+    pub tracker: Tracker,
     pub link: Option<Link>,
     pub begun: Begun,
     pub secret: Secret,
     /// As the client knows them.
     pub parameters: Vec<(Box<[u8]>, Box<[u8]>)>,
     pub carried: Carried,
-    /// Named statements on their way, in order: name, message, hints.
-    pub parsing: Vec<(Box<[u8]>, Vec<u8>, Traits)>,
-    /// What was sent since the state was asked for.
-    pub touched: Traits,
-    /// Hints of the unnamed statement and portal.
-    pub unnamed: Traits,
-    pub portal: Traits,
-    /// Hints of other portals. Emptied with the transaction.
-    pub portals: Vec<(Box<[u8]>, Traits)>,
+    /// What statements that are answered may have changed, since the state was asked for.
+    pub touched: Hints,
     pub xid: Xid,
     /// Something was sent behind the question for the id.
     pub xid_stale: bool,
-    /// The block has written.
-    pub wrote: bool,
-    /// The front query has answered a command's end already.
-    pub completed: bool,
     pub withheld: Option<Box<Withheld>>,
     /// The state is being asked for; the client waits for its ReadyForQuery.
     pub asking: Option<Box<Snapshot>>,
-    /// The block was lost while nothing was asked: the next statement is told.
-    pub lost_block: bool,
     pub key: CancelKey,
 }
 
@@ -115,25 +103,18 @@ impl<'a> Session<'a> {
             client_ended: false,
             up: Scanner::new(Side::Frontend),
             dropping: false,
-            collecting: false,
-            flow: Flow::default(),
+            open: false,
+            tracker: Tracker::new(),
             link: None,
             begun,
             secret: Secret::None,
             parameters: Vec::new(),
             carried: Carried::default(),
-            parsing: Vec::new(),
-            touched: Traits::default(),
-            unnamed: Traits::default(),
-            portal: Traits::default(),
-            portals: Vec::new(),
+            touched: Hints::NONE,
             xid: Xid::Unknown,
             xid_stale: false,
-            wrote: false,
-            completed: false,
             withheld: None,
             asking: None,
-            lost_block: false,
             key: proxy.cancels.enter(),
         }
     }
@@ -153,9 +134,13 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Nothing is under way, on either side: the server connection could be another one.
-    pub fn quiet(&self) -> bool {
-        self.flow.quiet() && self.up.at_boundary()
+    /// May the server be left for another one? Only between two transactions.
+    pub fn is_idle(&self) -> bool {
+        self.tracker.is_idle()
+            && !self.open
+            && self.up.at_boundary()
+            && self.withheld.is_none()
+            && self.asking.is_none()
     }
 }
 

@@ -103,6 +103,22 @@ impl Server {
         server
     }
 
+    /// A streaming standby of `primary`.
+    pub fn standby(name: &'static str, primary: &Server) -> Self {
+        let folder = tempfile::Builder::new().prefix("sempre-route-").tempdir().unwrap();
+        own(folder.path());
+        let out = command("pg_basebackup")
+            .args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-h", "127.0.0.1"])
+            .args(["-U", "postgres", "-p", &primary.port.to_string(), "-D"])
+            .arg(folder.path().join("data"))
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{out:?}");
+        let server = Self { name, port: free_port(), folder, process: Mutex::new(None) };
+        server.start();
+        server
+    }
+
     pub fn start(&self) {
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
         let child = command("postgres")
@@ -339,4 +355,40 @@ pub async fn all(stream: &mut TcpStream) -> String {
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut out)).await;
     read.expect("the router answers and closes").unwrap();
     String::from_utf8_lossy(&out).into_owned()
+}
+
+/// The primary is now `server`, in the next generation. Waits until a session has noticed (in a
+/// cluster the old primary could not acknowledge a write any more).
+pub fn moves_to(routed: &Routed, server: &Server) {
+    let before = routed.stats().cut;
+    routed.change(|table| {
+        let generation = table.generation.next();
+        table.generation = generation;
+        table.cut_below = generation;
+        table.primary = Some(server.target());
+    });
+    let start = Instant::now();
+    while routed.stats().cut == before {
+        assert!(start.elapsed() < PATIENCE, "no session was cut");
+        std::thread::yield_now();
+    }
+}
+
+/// Connects to a server itself.
+pub async fn direct(server: &Server) -> tokio_postgres::Client {
+    let address = SocketAddr::from(([127, 0, 0, 1], server.port));
+    connect(&dsn(address, "disable")).await.unwrap().0
+}
+
+/// Runs `sql` until it answers `want`.
+pub async fn until_answers(client: &tokio_postgres::Client, sql: &str, want: &str) {
+    let start = Instant::now();
+    loop {
+        let got = simple(client, sql).await;
+        if got == want {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{sql} answers {got}, not {want}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
