@@ -231,6 +231,34 @@ impl Service {
             }),
         })
     }
+
+    /// A parameter that PostgreSQL does not know would keep every member from starting again.
+    async fn check_known(&self, action: &Action) -> Result<(), ActionError> {
+        let parts = match action {
+            Action::Together(parts) => parts.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        let named = |part: &Action| match part {
+            Action::SetParameters(parameters) => parameters.clone(),
+            _ => Default::default(),
+        };
+        let set: std::collections::BTreeMap<_, _> =
+            parts.iter().flat_map(named).filter_map(|(n, v)| Some((n, v?))).collect();
+        // One that may not be set at all is refused by name first.
+        if set.is_empty()
+            || set.iter().any(|(n, v)| sempre_postgres::check_parameter(n, v).is_err())
+        {
+            return Ok(());
+        }
+        let data = |instance: &&Instance| instance.layout.data_dir.join("PG_VERSION").exists();
+        let Some(instance) = self.instance.as_ref().filter(data) else { return Ok(()) };
+        instance.check_parameters(&set).await.map_err(|error| match error {
+            sempre_postgres::Error::Parameter(bad) => {
+                codes::BAD_PARAMETER.error("no parameter was changed", bad.to_string())
+            }
+            other => codes::INTERNAL.error("the parameters cannot be checked", other.to_string()),
+        })
+    }
 }
 
 /// What a change of the configuration comes to in the record, checked, and in words.
@@ -494,6 +522,7 @@ impl Backend for Service {
             | Action::SetParameters(_)
             | Action::SetHba(_)
             | Action::Together(_)) => {
+                self.check_known(&action).await?;
                 let (change, message) = configuration(&self.record(), action)?;
                 self.agreed(change, message).await
             }

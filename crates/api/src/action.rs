@@ -59,6 +59,8 @@ pub enum Action {
     SetParameters(BTreeMap<String, Option<String>>),
     /// Replace the client lines of `pg_hba.conf`.
     SetHba(Vec<String>),
+    /// Several changes of the configuration, or of the pause: all of them, or none.
+    Together(Vec<Action>),
     /// Give out the right to join, once. The token is in [`Done::data`].
     IssueToken {
         /// How long it is valid, seconds.
@@ -231,6 +233,15 @@ impl Action {
                 ("PATCH", "/v1/config", json!({"parameters": parameters}))
             }
             Action::SetHba(lines) => ("PATCH", "/v1/config", json!({"hba": lines})),
+            Action::Together(actions) => {
+                let mut all = serde_json::Map::new();
+                for action in actions {
+                    if let ("PATCH", _, Value::Object(part)) = action.to_request() {
+                        all.extend(part);
+                    }
+                }
+                ("PATCH", "/v1/config", Value::Object(all))
+            }
             Action::IssueToken { ttl_seconds } => {
                 ("POST", "/v1/token", json!({"ttl_seconds": ttl_seconds}))
             }

@@ -82,6 +82,8 @@ pub enum Change {
         /// All of them.
         lines: Vec<String>,
     },
+    /// Several changes of the configuration at once: all of them, or none.
+    Together(Vec<Change>),
     /// Begins to replace the primary: raises the generation.
     BeginFailover {
         /// The generation to end.
@@ -355,6 +357,18 @@ impl Record {
             Change::SetHba { lines } => {
                 self.hba = lines.clone();
                 event("config", "pg_hba lines changed".into())
+            }
+            Change::Together(changes) => {
+                for change in changes {
+                    if matches!(change, Change::Together(_)) {
+                        return Err(refused("changes at once are not nested"));
+                    }
+                    // What is done so far is dropped with the first refusal.
+                    if let Some((rule, text)) = self.change(at, change)? {
+                        self.push_event(at, rule, text);
+                    }
+                }
+                Ok(None)
             }
             Change::BeginFailover {
                 expect,

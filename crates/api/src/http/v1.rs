@@ -119,18 +119,19 @@ async fn change_config(shared: &Shared, headers: &HeaderMap, body: Body) -> Answ
     Ok(answer::json(200, &config_document(&shared.backend.snapshot())))
 }
 
-/// Does several actions, one after the other. What can be checked is checked for all of them
-/// before the first is done.
+/// Does several changes of the configuration: all of them, or none.
 pub(crate) async fn do_all(shared: &Shared, actions: Vec<Action>) -> Result<(), ActionError> {
     let snapshot = shared.backend.snapshot();
     for action in &actions {
         precheck(&snapshot, action)?;
     }
-    let mut version = 0;
-    for action in actions {
-        version = version.max(do_act(shared, action).await?.version);
-    }
-    wait_for_version(shared, version).await;
+    let all = match <[Action; 1]>::try_from(actions) {
+        Ok([only]) => only,
+        Err(none) if none.is_empty() => return Ok(()),
+        Err(several) => Action::Together(several),
+    };
+    let done = do_act(shared, all).await?;
+    wait_for_version(shared, done.version).await;
     Ok(())
 }
 

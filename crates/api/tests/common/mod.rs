@@ -260,7 +260,11 @@ impl Backend for FakeAgent {
     }
 
     async fn act(&self, action: Action) -> Result<Done, ActionError> {
-        self.asked.lock().unwrap().push(action.clone());
+        let parts = match &action {
+            Action::Together(parts) => parts.clone(),
+            _ => vec![action.clone()],
+        };
+        self.asked.lock().unwrap().extend(parts.clone());
         if let Some(error) = self.answer.lock().unwrap().take() {
             return Err(error);
         }
@@ -271,37 +275,42 @@ impl Backend for FakeAgent {
             if std::mem::take(&mut *self.give_up_next.lock().unwrap()) {
                 return;
             }
-            match &action {
-                Action::Switchover { to, at_unix_ms: Some(at) } => {
-                    record.switchover = Some(Switchover { to: to.clone(), at_unix_ms: Some(*at) });
-                }
-                Action::Switchover { to, at_unix_ms: None } => {
-                    record.generation = record.generation.next();
-                    record.primary = Some(to.clone().unwrap_or_else(|| id("m3")));
-                }
-                Action::Failover { to, .. } => {
-                    record.generation = record.generation.next();
-                    record.primary = Some(to.clone());
-                }
-                Action::CancelSwitchover if record.switchover.take().is_none() => {
-                    refused = Some(codes::NOTHING_TO_CANCEL.error("nothing", "there is none"));
-                }
-                Action::Pause => record.paused = true,
-                Action::Resume => record.paused = false,
-                Action::SetPolicy(changes) => {
-                    record.policy =
-                        sempre_api::apply_policy_changes(&record.policy, changes).unwrap();
-                }
-                Action::SetParameters(parameters) => {
-                    for (name, value) in parameters {
-                        match value {
-                            Some(value) => record.parameters.insert(name.clone(), value.clone()),
-                            None => record.parameters.remove(name),
-                        };
+            for action in &parts {
+                match action {
+                    Action::Switchover { to, at_unix_ms: Some(at) } => {
+                        record.switchover =
+                            Some(Switchover { to: to.clone(), at_unix_ms: Some(*at) });
                     }
+                    Action::Switchover { to, at_unix_ms: None } => {
+                        record.generation = record.generation.next();
+                        record.primary = Some(to.clone().unwrap_or_else(|| id("m3")));
+                    }
+                    Action::Failover { to, .. } => {
+                        record.generation = record.generation.next();
+                        record.primary = Some(to.clone());
+                    }
+                    Action::CancelSwitchover if record.switchover.take().is_none() => {
+                        refused = Some(codes::NOTHING_TO_CANCEL.error("nothing", "there is none"));
+                    }
+                    Action::Pause => record.paused = true,
+                    Action::Resume => record.paused = false,
+                    Action::SetPolicy(changes) => {
+                        record.policy =
+                            sempre_api::apply_policy_changes(&record.policy, changes).unwrap();
+                    }
+                    Action::SetParameters(parameters) => {
+                        for (name, value) in parameters {
+                            match value {
+                                Some(value) => {
+                                    record.parameters.insert(name.clone(), value.clone())
+                                }
+                                None => record.parameters.remove(name),
+                            };
+                        }
+                    }
+                    Action::SetHba(lines) => record.hba = lines.clone(),
+                    _ => {}
                 }
-                Action::SetHba(lines) => record.hba = lines.clone(),
-                _ => {}
             }
         });
         match refused {
