@@ -8,6 +8,7 @@ use sempre_model::{MemberId, Path as NetPath};
 use sempre_net::{Authority, Identity, MEMBER_LIFETIME, Peers, call_stranger};
 use std::{
     fs,
+    net::TcpStream,
     os::unix::fs::chown,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -71,7 +72,15 @@ fn strangers_are_refused_and_logged() {
     assert!(error.to_string().contains("certificate"), "{error}");
     member.until_logged("needs a member's certificate");
 
+    // Lines about refusals are limited, and begin anew with each start.
+    let again = |member: &mut Member| {
+        member.stop();
+        member.start();
+        until("the port is open", || TcpStream::connect((&*member.address, member.port + 4)).ok());
+    };
+
     // Expired.
+    again(&mut member);
     let expired = Identity::issue(&authority, &id("m2"), Duration::ZERO).unwrap();
     until("it expires", || {
         (SystemTime::now() > expired.expires_at() + Duration::from_secs(1)).then_some(())
@@ -79,12 +88,15 @@ fn strangers_are_refused_and_logged() {
     call(&member, expired).unwrap_err();
     member.until_logged("certificate expired");
 
+    again(&mut member);
     // Of another cluster: everything is as it should be, but its authority.
     let cluster_id = authority.cluster_id().to_owned();
     let foreign = Authority::new("main", &cluster_id).unwrap();
     call(&member, Identity::issue(&foreign, &id("m2"), MEMBER_LIFETIME).unwrap()).unwrap_err();
-    member.until_logged("invalid peer certificate: BadSignature");
+    // (It does not get so far as to show its own: it does not trust the member's. What a member
+    // logs of a forged one is tested in crates/net.)
 
+    again(&mut member);
     // Of a member that was never let in, or was removed.
     call(&member, Identity::issue(&authority, &id("m7"), MEMBER_LIFETIME).unwrap()).unwrap_err();
     member.until_logged("m7 is not a member of this cluster");
