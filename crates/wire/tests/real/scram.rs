@@ -1,6 +1,7 @@
 //! SCRAM and md5 with real peers.
 
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::thread;
 
 use sempre_wire::pg::scram::{self, Client, ClientBinding, ClientKey, Secret, Server, Verifier};
@@ -12,16 +13,46 @@ use sempre_wire::pg::{
 use super::postgres::{Postgres, psql};
 use super::shell::{Shell, describe};
 
+/// What TLS is spoken with, and the binding to its certificate.
+struct Tls {
+    config: Arc<rustls::ServerConfig>,
+    end_point: Vec<u8>,
+}
+
+impl Tls {
+    fn new() -> Self {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let certificate = made.cert.der().clone();
+        let end_point = scram::end_point(&certificate).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der());
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(
+            rustls::crypto::ring::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key.unwrap())
+        .unwrap();
+        Self { config: Arc::new(config), end_point }
+    }
+}
+
 /// A server that knows one user, `ann`, asks for SCRAM and lets in. Gives the client's key.
-fn serve(socket: TcpStream, verifier: &Verifier, nonce: u8) -> Option<ClientKey> {
+fn serve(
+    socket: TcpStream,
+    verifier: &Verifier,
+    nonce: u8,
+    tls: Option<&Tls>,
+) -> Option<ClientKey> {
+    let end_point = tls.map(|tls| &tls.end_point[..]);
     let mut shell = Shell::new(socket, Side::Frontend);
-    let parameters = shell.hear_startup();
+    let parameters = shell.hear_startup(tls.map(|tls| &tls.config));
     let user = &parameters.iter().find(|(name, _)| name == "user").unwrap().1;
     let verifier = match user.as_str() {
         "ann" => verifier.clone(),
         other => Verifier::mock(other.as_bytes(), b"secret"),
     };
-    shell.say(|out| write::authentication_sasl(out, Server::mechanisms(None)));
+    shell.say(|out| write::authentication_sasl(out, Server::mechanisms(end_point)));
     let (_, body) = shell.hear()?;
     let initial = SaslInitialResponse::decode(&body).unwrap();
     let (server, answer) = Server::first(
@@ -29,7 +60,7 @@ fn serve(socket: TcpStream, verifier: &Verifier, nonce: u8) -> Option<ClientKey>
         initial.mechanism,
         initial.response.unwrap(),
         [nonce; scram::NONCE_BYTES],
-        None,
+        end_point,
     )
     .unwrap();
     shell.say(|out| write::authentication_sasl_continue(out, &answer));
@@ -65,16 +96,31 @@ fn serve(socket: TcpStream, verifier: &Verifier, nonce: u8) -> Option<ClientKey>
             shell.say(|out| out.extend(error.encode()));
             None
         }
+        Err(error @ scram::ScramError::Binding(_)) => {
+            let code = sqlstate::INVALID_AUTHORIZATION;
+            let error = ErrorResponse::fatal(code, error.to_string(), "", "");
+            shell.say(|out| out.extend(error.encode()));
+            None
+        }
         Err(error) => panic!("{error}"),
     }
 }
 
 /// Runs `client` against [`serve`].
 fn with_server<T>(verifier: &Verifier, client: impl FnOnce(u16) -> T) -> (T, Option<ClientKey>) {
+    with_tls_server(verifier, None, client)
+}
+
+/// The same; TLS is spoken with `tls`.
+fn with_tls_server<T>(
+    verifier: &Verifier,
+    tls: Option<&Tls>,
+    client: impl FnOnce(u16) -> T,
+) -> (T, Option<ClientKey>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::scope(|scope| {
-        let served = scope.spawn(|| serve(listener.accept().unwrap().0, verifier, 9));
+        let served = scope.spawn(|| serve(listener.accept().unwrap().0, verifier, 9, tls));
         let got = client(port);
         (got, served.join().unwrap())
     })
@@ -98,6 +144,32 @@ fn libpq_logs_in_to_our_server_end() {
         assert!(!out.status.success() && said.contains(&want), "{said}");
         assert_eq!(key, None);
     }
+}
+
+#[test]
+fn libpq_binds_the_exchange_to_our_certificate() {
+    let verifier = Verifier::of_password(b"secret", b"0123456789abcdef", 4096);
+    let ask = |port| {
+        psql(port, "ann", "secret")
+            // Certificates of whoever runs this are none of our business.
+            .env("HOME", "/nonexistent")
+            .env("PGSSLMODE", "require")
+            .env("PGCHANNELBINDING", "require")
+            .args(["-c", "select 42"])
+            .output()
+            .unwrap()
+    };
+    let tls = Tls::new();
+    let (out, key) = with_tls_server(&verifier, Some(&tls), ask);
+    assert!(out.status.success(), "{out:?}");
+    assert!(verifier.fits(&key.unwrap()));
+
+    // A certificate in between: libpq binds to what it sees, and we notice.
+    let other = Tls { end_point: Tls::new().end_point, config: tls.config };
+    let (out, key) = with_tls_server(&verifier, Some(&other), ask);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success() && said.contains("channel binding check failed"), "{said}");
+    assert_eq!(key, None);
 }
 
 #[test]

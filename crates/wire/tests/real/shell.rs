@@ -2,12 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 
 use sempre_wire::pg::{Backend, Fields, FirstPacket, Piece, Scanner, Side, write};
 
 /// One end of a connection.
 pub struct Shell {
     pub socket: TcpStream,
+    tls: Option<rustls::ServerConnection>,
     scanner: Scanner,
     buffer: Vec<u8>,
 }
@@ -19,7 +21,7 @@ impl Shell {
     pub fn new(socket: TcpStream, reads: Side) -> Self {
         socket.set_read_timeout(Some(super::postgres::PATIENCE)).unwrap();
         socket.set_nodelay(true).unwrap();
-        Self { socket, scanner: Scanner::new(reads), buffer: Vec::new() }
+        Self { socket, tls: None, scanner: Scanner::new(reads), buffer: Vec::new() }
     }
 
     /// Connects to a server and sends the start-up message.
@@ -33,7 +35,31 @@ impl Shell {
     pub fn say(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let mut out = Vec::new();
         write(&mut out);
-        self.socket.write_all(&out).unwrap();
+        match &mut self.tls {
+            Some(tls) => rustls::Stream::new(tls, &mut self.socket).write_all(&out).unwrap(),
+            None => self.socket.write_all(&out).unwrap(),
+        }
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> usize {
+        let read = match &mut self.tls {
+            Some(tls) => rustls::Stream::new(tls, &mut self.socket).read(into),
+            None => self.socket.read(into),
+        };
+        match read {
+            // libpq does not say good-bye to TLS.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => 0,
+            read => read.unwrap(),
+        }
+    }
+
+    fn read_exact(&mut self, into: &mut [u8]) {
+        let mut at = 0;
+        while at < into.len() {
+            let size = self.read(&mut into[at..]);
+            assert!(size > 0, "the client left");
+            at += size;
+        }
     }
 
     /// The next message; `None` at the end of the stream.
@@ -50,22 +76,30 @@ impl Shell {
                 None => {}
             }
             let mut chunk = [0; 4096];
-            match self.socket.read(&mut chunk).unwrap() {
+            match self.read(&mut chunk) {
                 0 => return None,
                 size => self.buffer.extend_from_slice(&chunk[..size]),
             }
         }
     }
 
-    /// The packet a client begins with, TLS being refused.
-    pub fn hear_startup(&mut self) -> Vec<(String, String)> {
+    /// The packet a client begins with; TLS is spoken with `tls`, or refused.
+    pub fn hear_startup(
+        &mut self,
+        tls: Option<&Arc<rustls::ServerConfig>>,
+    ) -> Vec<(String, String)> {
         loop {
             let mut head = [0; 4];
-            self.socket.read_exact(&mut head).unwrap();
+            self.read_exact(&mut head);
             let mut packet = head.to_vec();
             packet.resize(u32::from_be_bytes(head) as usize, 0);
-            self.socket.read_exact(&mut packet[4..]).unwrap();
+            self.read_exact(&mut packet[4..]);
             match FirstPacket::parse(&packet).unwrap() {
+                FirstPacket::SslRequest if tls.is_some() => {
+                    self.socket.write_all(b"S").unwrap();
+                    let config = Arc::clone(tls.unwrap());
+                    self.tls = Some(rustls::ServerConnection::new(config).unwrap());
+                }
                 FirstPacket::SslRequest | FirstPacket::GssEncRequest => {
                     self.socket.write_all(b"N").unwrap();
                 }

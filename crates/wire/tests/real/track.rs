@@ -15,7 +15,8 @@ use sempre_wire::pg::{Backend, Frontend, Piece, Scanner, Side, TransactionStatus
 use super::postgres::{PATIENCE, Postgres};
 use super::shell::Shell;
 
-/// What a client may say; COPY comes with its data, as anything else inside ends the session.
+/// What a client may say; COPY comes with its data, as anything else inside ends the session, and
+/// is forgotten behind it, or the next Execute would begin it again.
 const STEPS: &[&str] = &[
     ">Q:select 1",
     ">Q:select generate_series(1, 3)",
@@ -52,11 +53,11 @@ const STEPS: &[&str] = &[
     ">Q:copy t from stdin | >d:bad\n | >d:2 | >c",
     ">Q:copy nothing from stdin | >d:bad\n | >c",
     ">Q:copy t from stdin; copy t from stdin | >d:1 | >c | >d:2 | >c",
-    ">P::copy t from stdin | >B:: | >E: | >S | >d:1 | >c | >S",
-    ">P::copy t from stdin | >B:: | >E: | >d:1 | >c | >S",
-    ">P::copy t from stdin | >B:: | >E: | >S | >d:bad\n | >c | >S",
-    ">P::copy t from stdin | >B:: | >E: | >S | >d:1 | >f | >S",
-    ">P::copy fails from stdin | >B:: | >E: | >d:1 | >c | >S",
+    ">P::copy t from stdin | >B:: | >E: | >S | >d:1 | >c | >S | >CS: | >CP:",
+    ">P::copy t from stdin | >B:: | >E: | >d:1 | >c | >S | >CS: | >CP:",
+    ">P::copy t from stdin | >B:: | >E: | >S | >d:bad\n | >c | >S | >CS: | >CP:",
+    ">P::copy t from stdin | >B:: | >E: | >S | >d:1 | >f | >S | >CS: | >CP:",
+    ">P::copy fails from stdin | >B:: | >E: | >d:1 | >c | >S | >CS: | >CP:",
     ">P::copy t to stdout | >B:: | >E: | >S",
     ">P::select 1",
     ">P::insert into t values (1)",

@@ -231,6 +231,41 @@ mod tests {
     }
 
     #[test]
+    fn both_ends_agree_with_and_without_binding() {
+        use crate::pg::scram::{Client, ClientBinding, Secret};
+        for (binding, end_point) in [
+            (ClientBinding::None, None),
+            (ClientBinding::NotOffered, None),
+            (ClientBinding::None, Some(&b"hash"[..])),
+            (ClientBinding::EndPoint(b"hash"), Some(b"hash")),
+        ] {
+            for password in ["pencil", "crayon"] {
+                let mut client = Client::new([3; NONCE_BYTES], binding);
+                let mechanism = client.mechanism().as_bytes();
+                let (server, answer) =
+                    Server::first(verifier(), mechanism, client.first(), RANDOM, end_point)
+                        .unwrap();
+                let last = client.answer(&answer, Secret::Password(password.as_bytes())).unwrap();
+                match server.last(&last) {
+                    Ok(accepted) => {
+                        assert_eq!(password, "pencil");
+                        assert_eq!(client.finish(&accepted.server_final), Ok(()));
+                        assert_eq!(client.keys().unwrap().0, accepted.client_key);
+                    }
+                    Err(error) => assert_eq!((password, error), ("crayon", ScramError::Refused)),
+                }
+            }
+        }
+        // Bound to another certificate: someone stands in between.
+        let mut client = Client::new([3; NONCE_BYTES], ClientBinding::EndPoint(b"other"));
+        let mechanism = client.mechanism().as_bytes();
+        let (server, answer) =
+            Server::first(verifier(), mechanism, client.first(), RANDOM, Some(b"hash")).unwrap();
+        let last = client.answer(&answer, Secret::Password(b"pencil")).unwrap();
+        assert!(matches!(server.last(&last), Err(ScramError::Binding(_))));
+    }
+
+    #[test]
     fn a_user_that_is_not_looks_like_one_and_is_refused() {
         let mock = Verifier::mock(b"nobody", b"secret");
         assert_eq!(mock, Verifier::mock(b"nobody", b"secret"));

@@ -285,6 +285,10 @@ impl Tracker {
             }
             b'B' => {
                 let Ok(names) = BindNames::decode(body) else { return false };
+                // A named one has to be closed before it is made again.
+                if self.portals.iter().any(|(known, _)| **known == *names.portal) {
+                    return false;
+                }
                 let text = self.statements.text_of(names.statement);
                 if !self.ends_block(text) {
                     return false;
