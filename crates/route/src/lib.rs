@@ -37,6 +37,7 @@ mod answer;
 mod choose;
 mod connect;
 mod copy;
+mod credentials;
 mod farewell;
 mod first;
 mod follower;
@@ -57,6 +58,7 @@ mod verify;
 pub use answer::{
     TABLE_PATH, TableAnswer, TableQuery, VERIFY_PATH, VerifyAnswer, VerifyQuery, WAIT_MAX_MS,
 };
+pub use credentials::QueryCredentials;
 pub use follower::Follower;
 pub use router::{Mode, RouteError, Router};
 pub use settings::{ClientTls, Credentials, ProxySettings, ServerTls, Style};

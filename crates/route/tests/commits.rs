@@ -37,6 +37,20 @@ impl Cluster {
         admin.batch_execute(&set).await.unwrap();
         admin.batch_execute("select pg_reload_conf()").await.unwrap();
         until_answers(&admin, "show synchronous_standby_names", name).await;
+        // Backends wait only once the checkpointer has read it too.
+        let sql = "select pg_logical_emit_message(true, 'probe', '')";
+        let cancel = format!(
+            "select count(pg_cancel_backend(pid)) from pg_stat_activity where query = $q${sql}$q$ and wait_event = 'SyncRep'"
+        );
+        while wait {
+            let probe = direct(&self.primary).await;
+            let probe = tokio::spawn(async move { probe.batch_execute(sql).await });
+            while !probe.is_finished() {
+                if simple(&admin, &cancel).await == "1" {
+                    return;
+                }
+            }
+        }
     }
 
     async fn until_waiting(&self, query: &str) {

@@ -127,7 +127,7 @@ impl Session<'_> {
 
     /// The way it logged in cannot be repeated.
     pub(super) fn secret_is_spent(&self) -> bool {
-        matches!(self.secret, super::link::Secret::Relayed)
+        matches!(self.secret, super::auth::Secret::Relayed)
     }
 }
 

@@ -1,6 +1,7 @@
 //! A connection to a server, logged in as the client's user.
 
 use super::{
+    auth::{Asking, Secret, Showing},
     startup::Begun,
     stream::Stream,
     talk::{Heard, Talk, TalkError, texts},
@@ -51,17 +52,6 @@ pub(crate) enum Farewell {
     Told,
 }
 
-/// How to log in again.
-#[derive(Clone)]
-pub(crate) enum Secret {
-    /// The server asked for nothing.
-    None,
-    /// A password in clear.
-    Clear(Vec<u8>),
-    /// The exchange passed through: it cannot be repeated.
-    Relayed,
-}
-
 /// Why there is no link.
 pub(crate) enum NoLink {
     /// Not now: wait and try again.
@@ -84,9 +74,9 @@ pub(crate) struct LoggedIn {
 }
 
 /// Who answers the server's questions.
-pub(crate) enum Answerer<'a, 'b> {
-    /// The client, for the first time.
-    Client(&'a mut Talk<'b>),
+pub(crate) enum Answerer<'a, 'b, 'c> {
+    /// The client, for the first time. What it revealed is kept in the second.
+    Client(&'a mut Asking<'b, 'c>, &'a mut Option<Secret>),
     /// We, again.
     Us(&'a Secret),
 }
@@ -96,7 +86,7 @@ pub(crate) async fn log_in(
     led: Led,
     tls: &ServerTls,
     begun: &Begun,
-    mut answerer: Answerer<'_, '_>,
+    mut answerer: Answerer<'_, '_, '_>,
 ) -> Result<LoggedIn, NoLink> {
     let Led { server, ticket, candidate, host } = led;
     let member = candidate.target.member;
@@ -112,7 +102,7 @@ pub(crate) async fn log_in(
     let mut talk = Talk::new(&mut stream, Side::Backend, Vec::new());
     talk.say(&begun.encode()).await.map_err(|error| gone(error, asked))?;
     let mut secret = Secret::None;
-    let mut rounds = 0;
+    let (mut rounds, mut showing) = (0, Showing::default());
     let (mut parameters, mut notices) = (Vec::new(), Vec::new());
     let (mut process, mut key) = (0, Vec::new());
     loop {
@@ -126,14 +116,27 @@ pub(crate) async fn log_in(
                 if rounds > ROUNDS_MAX {
                     return Err(NoLink::NotYet("the log-in does not come to an end".into()));
                 }
-                match &mut answerer {
-                    Answerer::Us(secret) => {
-                        let answer = again(secret, &request)?;
-                        talk.say(&answer).await.map_err(|error| gone(error, asked))?;
+                if let Answerer::Client(client, known) = &mut answerer
+                    && known.is_none()
+                {
+                    **known = client.secret(&request).await?;
+                }
+                let known = match &answerer {
+                    Answerer::Us(known) => Some((*known).clone()),
+                    Answerer::Client(_, known) => (*known).clone(),
+                };
+                match (&mut answerer, known) {
+                    (_, Some(known)) => {
+                        let answer = showing.answer(&known, begun.user(), &request)?;
+                        if let Some(answer) = answer {
+                            talk.say(&answer).await.map_err(|error| gone(error, asked))?;
+                        }
                     }
-                    Answerer::Client(client) => {
+                    (Answerer::Us(_), None) => {}
+                    (Answerer::Client(client, _), None) => {
                         asked = true;
                         let clear = request == Authentication::CleartextPassword;
+                        let client = &mut client.talk;
                         client.say(&relayed(&heard, &request)).await.map_err(client_gone)?;
                         if matches!(request, Authentication::SaslFinal(_)) {
                             continue;
@@ -194,8 +197,8 @@ pub(crate) async fn log_in(
         farewell: Farewell::None,
     };
     let secret = match answerer {
-        Answerer::Us(secret) => secret.clone(),
-        Answerer::Client(_) => secret,
+        Answerer::Us(known) => known.clone(),
+        Answerer::Client(_, known) => known.clone().unwrap_or(secret),
     };
     Ok(LoggedIn { link, secret, parameters, notices })
 }
@@ -220,24 +223,6 @@ fn relayed(heard: &Heard, request: &Authentication<'_>) -> Vec<u8> {
         }
         _ => heard.raw(),
     }
-}
-
-fn again(secret: &Secret, request: &Authentication<'_>) -> Result<Vec<u8>, NoLink> {
-    let mut out = Vec::new();
-    match (secret, request) {
-        (Secret::Clear(password), Authentication::CleartextPassword) => {
-            write::password(&mut out, password);
-        }
-        _ => {
-            return Err(NoLink::Error(ErrorResponse::fatal(
-                sqlstate::ADMIN_SHUTDOWN,
-                "terminating connection because the session cannot be carried to the new primary",
-                "The new primary asks for a password that is not known here.",
-                "Connect again.",
-            )));
-        }
-    }
-    Ok(out)
 }
 
 /// Encrypts the connection as the settings want.

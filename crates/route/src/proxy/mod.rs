@@ -24,6 +24,7 @@
 //! - `pg_terminate_backend` ends the server connection, not the session.
 
 mod attach;
+mod auth;
 mod cancel;
 mod carry;
 mod down;

@@ -69,9 +69,6 @@ impl Session<'_> {
             if let Some(reason) = link.ticket.cut.poll(context) {
                 return Poll::Ready(Event::Lost(Loss::Cut(reason)));
             }
-            if link.ticket.cut.is_draining() && self.is_idle() {
-                return Poll::Ready(Event::Drain);
-            }
             if let Poll::Ready(event) = self.poll_down(context, scratch) {
                 return Poll::Ready(event);
             }
@@ -91,6 +88,10 @@ impl Session<'_> {
             self.client_ended && self.tracker.pending().len() == 0 && self.withheld.is_none();
         if over && self.given == self.to_client.len() {
             return Poll::Ready(Event::ClientGone);
+        }
+        let draining = self.link.as_ref().is_some_and(|link| link.ticket.cut.is_draining());
+        if draining && self.is_idle() && self.given == self.to_client.len() {
+            return Poll::Ready(Event::Drain);
         }
         Poll::Pending
     }

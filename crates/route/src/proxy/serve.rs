@@ -3,6 +3,7 @@
 use super::{
     Proxy,
     attach::{NotAttached, held_in_vain, not_encrypted, with_server},
+    auth::Asking,
     link::{Answerer, LoggedIn, NoLink, log_in},
     pump::Event,
     session::{Over, Session},
@@ -212,12 +213,24 @@ async fn log_in_first(
     begun: &Begun,
 ) -> Result<(LoggedIn, Vec<u8>), NotAttached> {
     let mut hold = Hold::new(&proxy.shared);
+    let mut known = None;
     loop {
         let led = hold.lead(client.tcp()).await.map_err(|n| held_in_vain(proxy, n))?;
         let mut talk = Talk::new(client, Side::Frontend, Vec::new());
+        let mut asking = Asking {
+            talk: &mut talk,
+            user: begun.user(),
+            credentials: proxy.settings.credentials.as_deref(),
+            end_point: None,
+        };
         let tls = &proxy.settings.server_tls;
         let logged_in = with_server(led, async |led| {
-            log_in(led, tls, begun, Answerer::Client(&mut talk)).await
+            // What the client has revealed need not be asked for again.
+            let answerer = match &known {
+                Some(known) => Answerer::Us(known),
+                None => Answerer::Client(&mut asking, &mut known),
+            };
+            log_in(led, tls, begun, answerer).await
         });
         let why = match logged_in.await {
             Ok(logged_in) => return Ok((logged_in, talk.rest())),

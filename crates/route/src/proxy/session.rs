@@ -2,9 +2,10 @@
 
 use super::{
     Proxy,
+    auth::Secret,
     cancel::CancelKey,
     carry::{Carried, Snapshot},
-    link::{Link, Secret},
+    link::Link,
     startup::Begun,
     stream::Stream,
 };

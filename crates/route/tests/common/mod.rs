@@ -144,6 +144,13 @@ impl Server {
         }
     }
 
+    /// Replaces a file in the data directory.
+    pub fn write(&self, file: &str, text: &str) {
+        let file = self.folder.path().join("data").join(file);
+        std::fs::write(&file, text).unwrap();
+        own(&file);
+    }
+
     /// SIGQUIT: an immediate shutdown; SIGKILL would leave children of the postmaster behind.
     pub fn signal(&self, signal: &str) {
         let mut process = self.process.lock().unwrap();
