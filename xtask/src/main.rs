@@ -11,6 +11,7 @@ mod proxies;
 mod sim;
 mod suites;
 mod tally;
+mod versions;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -34,6 +35,8 @@ enum Task {
     Proxies(proxies::Arguments),
     /// Simulated clusters, a seed each
     Sim(sim::Arguments),
+    /// What depends on PostgreSQL's version, with each installation that is named
+    Versions(versions::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Bench(arguments) => bench::main(&arguments),
         Task::Proxies(arguments) => proxies::main(&arguments),
         Task::Sim(arguments) => sim::main(&arguments),
+        Task::Versions(arguments) => versions::main(&arguments),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -33,7 +33,7 @@ pub struct Arguments {
 
 /// How the tests of a suite are counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Count {
+pub(crate) enum Count {
     /// Its closing lines say so.
     Lines(Dialect),
     /// It is one test: that its command succeeds.
@@ -225,7 +225,7 @@ fn run(suite: Suite) -> Result<Outcome> {
 }
 
 /// Runs a command, passes on what it says, and counts its closing lines.
-fn watch(command: &mut Command, how: Count) -> Result<(bool, Tally)> {
+pub(crate) fn watch(command: &mut Command, how: Count) -> Result<(bool, Tally)> {
     println!("$ {command:?}");
     let mut child = command
         .stdin(Stdio::null())
