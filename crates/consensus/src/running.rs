@@ -16,8 +16,18 @@ use crate::{
 };
 use openraft::{AsyncRuntime, LogId, RaftTypeConfig};
 use sempre_model::NodeId;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::sync::watch;
+
+/// Elections in a row in place of a candidate that cannot win: one to learn its term, one to win,
+/// one more for a call that is lost.
+const STAND_TRIES: u32 = 3;
 
 /// All that Raft is made of, and the Raft there is.
 pub(crate) struct Running {
@@ -27,6 +37,8 @@ pub(crate) struct Running {
     machine: Machine,
     now: watch::Sender<Now>,
     standing: watch::Sender<Standing>,
+    /// It stands in place of a candidate that cannot win.
+    stands_instead: AtomicBool,
 }
 
 /// Which Raft it is.
@@ -85,6 +97,7 @@ impl Running {
             machine,
             now: watch::Sender::default(),
             standing: watch::Sender::default(),
+            stands_instead: AtomicBool::new(false),
         });
         let config = running.wished();
         let (raft, resumed) = running.make(&config).await?;
@@ -113,6 +126,27 @@ impl Running {
             // The sender is this struct itself.
             let _ = now.changed().await;
         }
+    }
+
+    /// A candidate without all of our log was refused. Where it is needed for a majority, it
+    /// refuses us as well, if only for its higher term; and if its election time is shorter than
+    /// ours (the policy was changed and it does not know yet), it raises the term each time before
+    /// we stand again, and so for ever. So we stand at once: one try learns its term, the next wins.
+    pub fn stand_instead(self: &Arc<Self>, current: Current) {
+        let led = |raft: &Raft| raft.metrics().borrow().current_leader.is_some();
+        if led(&current.raft) || self.stands_instead.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let (running, pause) = (self.clone(), Duration::from_millis(self.config.heartbeat_ms));
+        <Types as RaftTypeConfig>::AsyncRuntime::spawn(async move {
+            for _ in 0..STAND_TRIES {
+                if led(&current.raft) || current.raft.trigger().elect().await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(pause).await;
+            }
+            running.stands_instead.store(false, Ordering::SeqCst);
+        });
     }
 
     /// Is this one stopped because another takes its place?

@@ -52,8 +52,11 @@ impl RaftConsensus {
             CallKind::Vote => {
                 let ask: AskVote = self.read_call(kind, body)?;
                 let request = VoteRequest::new(ask.vote.into(), ask.last.map(Into::into));
-                let answer =
-                    self.running.current().await.raft.vote(request).await.map_err(fault)?;
+                let (theirs, current) = (request.last_log_id, self.running.current().await);
+                let answer = current.raft.vote(request).await.map_err(fault)?;
+                if !answer.vote_granted && answer.last_log_id > theirs {
+                    self.running.stand_instead(current);
+                }
                 let answer = VoteAnswer {
                     vote: answer.vote.into(),
                     granted: answer.vote_granted,
