@@ -27,6 +27,8 @@ use std::{
 
 /// A disk whose flushes take longer is slow with the record and the promise, too.
 const SLOW_US: Micros = 100 * MS;
+/// Longer than any lease: [`Bug::GrantBeforeVoting`].
+const ANY_GRANT_MS: u64 = 60_000;
 /// What the disk refused is written again after this.
 const WRITE_AGAIN_US: Micros = 200 * MS;
 
@@ -124,7 +126,10 @@ impl World {
         if self.scenario.bug == Some(Bug::ForgetPromise) {
             machine.promised = Generation(0);
         }
-        let voter = Voter::restored(machine.promised, machine.longest_ms, &record.policy, now);
+        let mut voter = Voter::restored(machine.promised, machine.longest_ms, &record.policy, now);
+        if self.scenario.bug == Some(Bug::GrantBeforeVoting) {
+            voter.written(ANY_GRANT_MS);
+        }
         machine.raft.restart(real, &mut self.rng);
         machine.agent = Agent {
             up: true,

@@ -225,6 +225,11 @@ pub enum Mend {
         /// How often this may still be looked at.
         tries: u32,
     },
+    /// Whoever is promoted next is cut off before anybody hears of it.
+    Unheard {
+        /// How often this may still be looked at.
+        tries: u32,
+    },
     /// A member that was taken out comes back as a new one.
     Rejoin,
     /// The disk works.

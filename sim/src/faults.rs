@@ -21,6 +21,9 @@ use std::collections::BTreeMap;
 /// A stranded primary's successor is looked for this often, and so many times.
 const STRAND_EVERY_US: u64 = 150 * MS;
 const STRAND_TRIES: u32 = 60;
+/// A promotion is looked for this often, and so many times.
+const UNHEARD_EVERY_US: u64 = 10 * MS;
+const UNHEARD_TRIES: u32 = 1_500;
 
 impl World {
     /// The next fault of the storm.
@@ -56,6 +59,7 @@ impl World {
             82..83 => self.power_cut_all(),
             83..85 => self.strand(),
             85..86 => self.clocks_jump(),
+            86..88 => self.unheard(UNHEARD_TRIES),
             _ => self.operator(),
         }
     }
@@ -302,16 +306,54 @@ impl World {
         let old = self.index_of(&old);
         self.stats.count("fault: primary stranded");
         self.log(|| format!("m{old}: FAULT stranded"));
-        let others = (0..self.members.len()).filter(|o| *o != old);
+        self.isolate(old, 12_000);
+        let next = Mend::Strand { old, generation: record.generation, tries: STRAND_TRIES };
+        self.at(STRAND_EVERY_US, 0, What::Mend(next));
+    }
+
+    /// Cuts all directions and paths between it and everyone.
+    fn isolate(&mut self, m: usize, lasts_ms: u64) {
+        let others = (0..self.members.len()).filter(|o| *o != m);
         let cuts: Vec<_> = others
-            .flat_map(|o| (0..PATHS).flat_map(move |path| [(old, o, path), (o, old, path)]))
+            .flat_map(|o| (0..PATHS).flat_map(move |path| [(m, o, path), (o, m, path)]))
             .collect();
         for (a, b, path) in &cuts {
             self.net.cut(*a, *b, *path);
         }
-        self.at(12_000 * MS, 0, What::Mend(Mend::Cuts(cuts)));
-        let next = Mend::Strand { old, generation: record.generation, tries: STRAND_TRIES };
-        self.at(STRAND_EVERY_US, 0, What::Mend(next));
+        self.at(lasts_ms * MS, 0, What::Mend(Mend::Cuts(cuts)));
+    }
+
+    /// Whoever is promoted next is cut off before anybody hears of its timeline.
+    fn unheard(&mut self, tries: u32) {
+        let record = self.newest().clone();
+        let promoted = record
+            .primary
+            .as_ref()
+            .filter(|_| matches!(record.phase, Phase::Promoting { .. }))
+            .map(|primary| self.index_of(primary))
+            .filter(|m| self.members[*m].db.is_primary());
+        if let Some(m) = promoted {
+            self.stats.count("fault: promoted and not heard");
+            self.log(|| format!("m{m}: FAULT cut off as soon as it is promoted"));
+            let lasts_ms = self.rng.range(4_000, 9_000);
+            self.isolate(m, lasts_ms);
+        } else if tries > 0 && self.storm {
+            self.at(UNHEARD_EVERY_US, 0, What::Mend(Mend::Unheard { tries: tries - 1 }));
+        }
+    }
+
+    /// A voter restarts beside a stranded primary, on a disk so slow that it takes long to promise
+    /// again what it has promised before.
+    fn restart_beside(&mut self, old: usize, other: usize) {
+        self.stats.count("fault: restarted beside a stranded primary");
+        self.log(|| format!("m{other}: FAULT restarts on a slow disk, and hears m{old}"));
+        self.members[other].disk.flush_us = 300 * MS;
+        self.at(3_000 * MS, other, What::Mend(Mend::Disk));
+        for path in 0..PATHS {
+            self.net.mend(old, other, path);
+            self.net.mend(other, old, path);
+        }
+        self.agent_crash(other, 100);
     }
 
     /// Once it has a successor, a standby forgets what it promised (it is replaced) and meets the
@@ -330,6 +372,10 @@ impl World {
             }
             return;
         };
+        if self.rng.chance(400) {
+            self.restart_beside(old, other);
+            return;
+        }
         let Some(node) = self.new_machine(other) else { return };
         self.stats.count("fault: replaced beside a stranded primary");
         self.log(|| format!("m{other}: replaced, now Raft node {node}; hears m{old} only"));
@@ -494,6 +540,7 @@ impl World {
                 self.at(delay, 0, What::Mend(Mend::Cuts(cuts)));
             }
             Mend::Strand { old, generation, tries } => self.strand_on(old, generation, tries),
+            Mend::Unheard { tries } => self.unheard(tries),
             Mend::Rejoin => self.announce(m),
             Mend::Weather => {
                 (self.net.loss, self.net.twice, self.net.slow) = (0, 0, 0);

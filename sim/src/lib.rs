@@ -4,7 +4,7 @@
 //!
 //! | piece | stands for | how it is harder than the real thing |
 //! |---|---|---|
-//! | [`raft`] | openraft (tested for itself in `crates/consensus`) | no PreVote, no leader stickiness: it changes leaders more often |
+//! | [`raft`] | openraft (simulated for itself in [`record`]) | no PreVote, no leader stickiness: it changes leaders more often |
 //! | [`agent`], [`observe`], [`deciding`], [`steps`] | the agent's loop and its executor | crashes and pauses between any two stages of a step |
 //! | [`world::Guard`] | the guard | may be paused or killed by itself |
 //! | [`database`], [`engine`] | PostgreSQL | reloads reach each walsender at another time; power cuts lose what is not flushed; timelines are numbered as PostgreSQL does, so two members can choose the same |
@@ -22,8 +22,8 @@
 //! * a leader decides only when its whole log is applied, its own first entry among it;
 //! * the timeline of a promotion is not chosen by two members alike ([`Bug::OwnTimelines`]).
 //!
-//! Known limits: the disk of Raft and of promises does not fail; a database that is killed is
-//! gone within the lease's margin; members are replaced, but their number stays.
+//! Known limits: a Raft node whose disk fails is only slow here (in [`record`] it stops); a database
+//! that is killed is gone within the lease's margin; fresh copies come from the primary only.
 
 pub mod agent;
 pub mod clients;

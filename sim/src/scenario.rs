@@ -34,7 +34,8 @@ pub enum Bug {
     /// left alone, so that two members can choose the same one. Without it, the simulated engine
     /// numbers the timeline of a promotion by its generation.
     OwnTimelines,
-    /// A member grants leases before its own log and record say that it votes.
+    /// A member grants leases before its own log and record say that it votes, and before it has
+    /// written how long they may be: either of the two keeps a replaced one from it.
     GrantBeforeVoting,
 }
 
