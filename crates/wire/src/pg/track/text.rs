@@ -155,9 +155,20 @@ impl TextScan {
     }
 }
 
-fn is_word(byte: u8) -> bool {
+const fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
 }
+
+/// The same, looked up.
+const IS_WORD: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = is_word(byte as u8);
+        byte += 1;
+    }
+    table
+};
 
 impl TextScan {
     /// Takes more of the text.
@@ -172,6 +183,14 @@ impl TextScan {
                     text = &text[plain..];
                     continue;
                 }
+            }
+            if self.inside == Inside::Nothing && IS_WORD[usize::from(byte)] {
+                let end = text.iter().position(|byte| !IS_WORD[usize::from(*byte)]);
+                let (word, rest) = text.split_at(end.unwrap_or(text.len()));
+                self.push_words(word);
+                self.before = word[word.len() - 1];
+                text = rest;
+                continue;
             }
             self.step(byte);
             self.before = byte;
@@ -287,6 +306,15 @@ impl TextScan {
         }
     }
 
+    fn push_words(&mut self, bytes: &[u8]) {
+        let from = self.word_length.min(WORD_MAX);
+        let taken = bytes.len().min(WORD_MAX - from);
+        let into = &mut self.word[from..from + taken];
+        into.copy_from_slice(&bytes[..taken]);
+        into.make_ascii_lowercase();
+        self.word_length += bytes.len();
+    }
+
     fn push_word(&mut self, byte: u8) {
         if self.word_length < WORD_MAX {
             self.word[self.word_length] = byte.to_ascii_lowercase();
@@ -330,6 +358,7 @@ impl TextScan {
             b"hold" => Hints::HELD,
             _ if word.len() < 7 => return,
             _ if word.starts_with(b"pg_temp") => Hints::TEMPORARY,
+            _ if !word.contains(&b'_') => return,
             _ if contains(word, b"set_config") => Hints::SETTINGS,
             _ if contains(word, b"advisory") => Hints::ADVISORY,
             _ => return,
