@@ -67,6 +67,19 @@ pub struct Postgres {
 pub struct Route {
     /// Listen for routed clients on this member.
     pub enabled: bool,
+    /// What becomes of a client's session when the primary changes.
+    pub style: RouteStyle,
+}
+
+/// How routing treats the sessions of its clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteStyle {
+    /// It speaks the protocol on both sides and carries sessions to the next primary.
+    #[default]
+    Carry,
+    /// It passes bytes, and closes sessions on a primary that is lost.
+    Pass,
 }
 
 /// The `[rest]` table.
@@ -99,7 +112,7 @@ pub enum RestTls {
 
 impl Default for Route {
     fn default() -> Self {
-        Self { enabled: true }
+        Self { enabled: true, style: RouteStyle::Carry }
     }
 }
 
@@ -129,7 +142,7 @@ pub enum ConfigError {
 }
 
 /// Every key that may stand in the file, for naming the nearest one to a mistyped one.
-const KEYS: [&str; 32] = [
+const KEYS: [&str; 33] = [
     "name",
     "dir",
     "addresses",
@@ -140,6 +153,7 @@ const KEYS: [&str; 32] = [
     "tags",
     "postgres",
     "route",
+    "style",
     "database",
     "read_write",
     "read_only",

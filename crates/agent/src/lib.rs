@@ -15,6 +15,7 @@
 mod certificate;
 pub mod clock;
 pub mod config;
+mod credentials;
 mod database;
 mod disk;
 mod executor;

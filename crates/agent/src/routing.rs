@@ -55,6 +55,7 @@ pub fn table(state: &State, hosts: &BTreeMap<MemberId, Vec<String>>, now: Millis
         }
         (phase, _, _) => {
             table.primary_stopped = false;
+            table.draining = matches!(phase, Phase::HandingOver { .. });
             table.why_no_primary =
                 format!("the cluster is {} generation {}", phase.name(), record.generation);
         }

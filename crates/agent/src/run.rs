@@ -4,6 +4,8 @@ use crate::{
     Config,
     certificate::{Renewal, certificate_addresses},
     clock,
+    config::RouteStyle,
+    credentials::DatabaseCredentials,
     database::Watcher,
     disk,
     executor::Executor,
@@ -24,7 +26,7 @@ use sempre_consensus::{Consensus, ConsensusConfig, OpenError, RaftConsensus};
 use sempre_guard::{GuardClient, SpawnBinary};
 use sempre_model::{Command, Member, MemberId, MemberKind, Record, command::Change};
 use sempre_net::{Handler, Identity, PeerServer, Peers};
-use sempre_route::{Mode, Router, Table};
+use sempre_route::{Mode, ProxySettings, Router, Style, Table};
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, ToSocketAddrs},
@@ -126,11 +128,13 @@ pub async fn run(
     let mut routers = Vec::new();
     if config.route.enabled {
         let verifier = Arc::new(PeerVerifier { peers: peers.clone(), shown: shown.clone() });
+        let style = style(&config, executor.clone(), table.clone());
         for (port, mode) in
             [(config.ports.read_write, Mode::ReadWrite), (config.ports.read_only, Mode::ReadOnly)]
         {
             let listen = addresses(&config, port)?;
-            routers.push(Arc::new(Router::start(listen, mode, table.clone(), verifier.clone())?));
+            let (style, verifier) = (style.clone(), verifier.clone());
+            routers.push(Arc::new(Router::start_in(style, listen, mode, table.clone(), verifier)?));
         }
         *service.routers.lock().unwrap_or_else(|e| e.into_inner()) = routers.clone();
     }
@@ -319,6 +323,15 @@ async fn announce(config: Config, own_certificate: bool, consensus: Arc<dyn Cons
             return;
         }
     }
+}
+
+/// How this member's routers treat sessions.
+fn style(config: &Config, executor: Arc<Executor>, table: watch::Receiver<Arc<Table>>) -> Style {
+    if config.route.style == RouteStyle::Pass {
+        return Style::Pass;
+    }
+    let credentials = Arc::new(DatabaseCredentials::new(executor, config.kind, table));
+    Style::Proxy(ProxySettings { credentials: Some(credentials), ..ProxySettings::default() })
 }
 
 /// Each routed session needs two descriptors: as many as the system allows.

@@ -193,9 +193,29 @@ pub struct RouteHow {
     /// Spread over standbys from here
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:6433")]
     pub read_only: SocketAddr,
+    /// What becomes of sessions when the primary changes
+    #[arg(long, value_enum, default_value_t)]
+    pub style: RouteStyle,
+    /// The role that reads password verifiers, so that sessions with a password can be carried; it
+    /// needs `GRANT SELECT ON pg_authid`
+    #[arg(long, value_name = "ROLE", requires = "auth_password_file")]
+    pub auth_user: Option<String>,
+    /// The file with its password
+    #[arg(long, value_name = "FILE", requires = "auth_user")]
+    pub auth_password_file: Option<PathBuf>,
     /// How logs look
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub log_format: LogFormat,
+}
+
+/// What becomes of sessions when the primary changes.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub enum RouteStyle {
+    /// They are carried to the next one.
+    #[default]
+    Carry,
+    /// They end; bytes pass as they are.
+    Pass,
 }
 
 /// `sempre run ...`.

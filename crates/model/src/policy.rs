@@ -118,7 +118,7 @@ impl Default for Policy {
             startup_grace_ms: 10_000,
             fast_promotion: false,
             on_crash: OnCrash::Auto,
-            drain_timeout_ms: 100,
+            drain_timeout_ms: 1_000,
             switchover_max_lag_bytes: 16 << 20,
             route_max_lag_bytes: 16 << 20,
             route_read_only_fallback: true,

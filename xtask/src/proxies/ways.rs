@@ -44,7 +44,7 @@ impl Ways {
         let folder = tempfile::Builder::new().prefix("sempre-ways").tempdir_in("/var/tmp")?;
         let root = folder.path();
         let (mut demo, ready) = demo(binary, root)?;
-        let started = after_demo(binary, settings, root, &ready);
+        let started = after_demo(binary, settings, root, (demo.id(), &ready));
         let (all, user, password, peers) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -140,7 +140,12 @@ fn demo(binary: &Path, root: &Path) -> Result<(Child, Value)> {
 
 type Started = (Vec<Way>, String, String, Vec<Child>);
 
-fn after_demo(binary: &Path, settings: &[String], root: &Path, ready: &Value) -> Result<Started> {
+fn after_demo(
+    binary: &Path,
+    settings: &[String],
+    root: &Path,
+    (demo, ready): (u32, &Value),
+) -> Result<Started> {
     let config = ready["config"].as_str().context("no config")?;
     for setting in settings {
         output(Command::new(binary).args(["--config", config, "config", "set", setting]))?;
@@ -149,10 +154,10 @@ fn after_demo(binary: &Path, settings: &[String], root: &Path, ready: &Value) ->
     let (user, password, host, port) = parts(dsn).context("an odd DSN")?;
     let member = &ready["members"][0];
     let database = u16::try_from(member["database_port"].as_u64().context("no database_port")?)?;
-    let agent = u32::try_from(member["agent_pid"].as_u64().context("no agent_pid")?)?;
     let mut all = vec![
         Way { name: "direct", host: host.clone(), port: database, pid: None },
-        Way { name: "sempre", host: host.clone(), port, pid: Some(agent) },
+        // The demo itself routes, as `sempre route run` does.
+        Way { name: "sempre", host: host.clone(), port, pid: Some(demo) },
     ];
     let mut peers = Vec::new();
     let server = Server { host: &host, port: database, user: &user, password: &password };

@@ -7,7 +7,7 @@ use sempre_api::{Code, codes};
 use sempre_decide::member::{DataDir, Step};
 use sempre_guard::StopMode;
 use sempre_model::{Generation, Lsn, MemberId, SyncSet, Timeline, command::Change, record::Fenced};
-use sempre_postgres::{CloneOptions, ServerRole};
+use sempre_postgres::{CloneOptions, ServerRole, Session};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -16,6 +16,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// Between two looks at a condition that is about to come true.
 const POLL: Duration = Duration::from_millis(10);
+/// After the hand-over began, every router has heard of it by now, wherever it is.
+const DRAIN_HEARD_WITHIN: Duration = Duration::from_millis(200);
 /// A walreceiver ends within this time of the reload, or the fence is tried again.
 const FENCE_WITHIN: Duration = Duration::from_secs(5);
 /// A promotion ends within this time. It takes milliseconds unless much is left to replay.
@@ -248,15 +250,29 @@ impl JobContext {
         self.configure(ServerRole::Primary, next).await?;
         self.reload().await?;
         if let Ok(session) = self.executor.session().await {
-            let drain = Duration::from_millis(self.record.policy.drain_timeout_ms);
-            let ends = Instant::now() + drain;
-            while Instant::now() < ends && session.busy_clients().await.unwrap_or(0) > 0 {
-                sleep(POLL).await;
-            }
+            self.drain(&session).await;
         }
         self.stop(StopMode::Fast).await?;
         self.executor.guard.fence(generation.next(), GUARD_WITHIN).await?;
         Ok(Done { data: Some(self.executor.inspect().await), ..self.done() })
+    }
+
+    /// Sessions that routing carries leave by themselves between two transactions; others may finish
+    /// what they do.
+    async fn drain(&self, session: &Session) {
+        let began = Instant::now();
+        let limit = Duration::from_millis(self.record.policy.drain_timeout_ms);
+        while began.elapsed() < limit {
+            // An answer that does not come is no reason to wait.
+            let settled = match began.elapsed() < DRAIN_HEARD_WITHIN {
+                true => session.client_count().await.unwrap_or(0) == 0,
+                false => session.busy_clients().await.unwrap_or(0) == 0,
+            };
+            if settled {
+                return;
+            }
+            sleep(POLL).await;
+        }
     }
 
     /// Stops the database, and waits until nothing of it is left.

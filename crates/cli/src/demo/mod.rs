@@ -16,7 +16,7 @@ use crate::{
     connect::{self, Scene},
     fail::Fail,
     logs, member,
-    route::Routing,
+    route::{Routing, Sessions},
     show,
     terminal::Progress,
 };
@@ -93,8 +93,9 @@ async fn live(scene: &Scene, plan: &Plan, agents: &mut Agents) -> Result<(), Fai
         wait(plan, agents, "the standbys do not stream", whole).await?;
     }
     progress.step("routing");
-    let _routing =
-        Routing::start(plan.rest_addresses(), plan.read_write(), plan.read_only(), None)?;
+    let sessions = Sessions::Carry(Some(login.reader()));
+    let (read_write, read_only) = (plan.read_write(), plan.read_only());
+    let _routing = Routing::start(plan.rest_addresses(), read_write, read_only, None, sessions)?;
     // What is printed works from the first moment.
     for address in [plan.read_write(), plan.read_only()] {
         role::reach(&login, address, STEP_WITHIN).await?;

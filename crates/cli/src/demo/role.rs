@@ -15,20 +15,30 @@ const LENGTH: usize = 24;
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// The role, and its database.
 const NAME: &str = "demo";
+/// The role by which routing reads password verifiers.
+const READER: &str = "demo_routing";
 
 /// How clients log in.
 pub struct Login {
     password: String,
+    reader: String,
 }
 
 impl Login {
-    /// With a random password.
+    /// With random passwords.
     pub fn new() -> Self {
         let mut random = rand::rng();
-        let password = (0..LENGTH)
-            .map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]))
-            .collect();
-        Self { password }
+        let mut password = || {
+            (0..LENGTH)
+                .map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]))
+                .collect()
+        };
+        Self { password: password(), reader: password() }
+    }
+
+    /// As whom routing reads password verifiers: role and password.
+    pub fn reader(&self) -> (String, String) {
+        (READER.into(), self.reader.clone())
     }
 
     /// The DSN of an address.
@@ -68,6 +78,8 @@ pub async fn make(config: &Config, admin: &str, login: &Login) -> Result<(), Fai
         format!("CREATE ROLE {NAME} LOGIN PASSWORD '{}'", login.password),
         // To see replication, and what others do.
         format!("GRANT pg_monitor TO {NAME}"),
+        format!("CREATE ROLE {READER} LOGIN PASSWORD '{}'", login.reader),
+        format!("GRANT SELECT ON pg_catalog.pg_authid TO {READER}"),
         format!("CREATE DATABASE {NAME} OWNER {NAME}"),
     ] {
         client.batch_execute(&statement).await.map_err(failed)?;
