@@ -142,15 +142,11 @@ fn words(line: &str) -> Vec<String> {
     let mut quoted = false;
     for c in line.chars() {
         quoted ^= c == '"';
-        let word = words.last_mut().filter(|word| !word.is_empty() || !c.is_whitespace());
-        match word {
-            None => {}
-            Some(word) if !c.is_whitespace() || quoted || word.ends_with(',') => {
-                if !(c.is_whitespace() && !quoted) {
-                    word.push(c);
-                }
-            }
-            Some(_) => words.push(String::new()),
+        let Some(word) = words.last_mut() else { break };
+        if quoted || !c.is_whitespace() {
+            word.push(c);
+        } else if !word.is_empty() && !word.ends_with(',') {
+            words.push(String::new());
         }
     }
     words.retain(|word| !word.is_empty());
