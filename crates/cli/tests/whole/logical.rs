@@ -114,4 +114,31 @@ fn a_logical_slot_survives_failover_and_switchover() {
             (query(&cluster.member(name).direct(), sql).ok()? == "0").then_some(())
         });
     }
+    if !by_itself {
+        what_is_not_whole_is_not_kept(&mut cluster, &second, third);
+    }
+}
+
+/// No standby restarts for a copy while another is away, so there is none; it is told of.
+fn what_is_not_whole_is_not_kept(cluster: &mut Cluster, primary: &str, away: &str) {
+    cluster.kill_members(&[away]);
+    cluster.until("it is missed", |cluster| {
+        let status = cluster.status()?;
+        let members = status["members"].as_array()?;
+        let is_away = |m: &&Value| m["name"] == away && m["state"] != "streaming";
+        members.iter().any(|m| is_away(&m)).then_some(())
+    });
+    let make = "select pg_create_logical_replication_slot('late', 'pgoutput')";
+    query(&cluster.member(primary).direct(), make).unwrap();
+    let file = cluster.member("m1").dir.join("logical-slots.json");
+    cluster.until("the standby knows of it", |_| {
+        fs::read_to_string(&file).ok()?.contains("late").then_some(())
+    });
+    cluster.switchover(&["--to", "m1"]);
+    cluster.until("it is told", |cluster| {
+        let told = |e: &Value| e.to_string().contains("`late` did not come along to m1");
+        cluster.events().iter().any(told).then_some(())
+    });
+    let sql = "select count(*) from pg_replication_slots where slot_type = 'logical'";
+    assert_eq!(query(&cluster.member("m1").direct(), sql).unwrap(), "0");
 }
