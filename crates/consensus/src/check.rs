@@ -135,8 +135,8 @@ fn compare_seal(file: &Path, seal: &[u8], commits: u64) -> Result<(), OpenError>
             what: format!("it holds {commits} commits, but {number} were made: the last are gone"),
         }),
         Some(_) => Ok(()),
-        // A store that is just being made has no seal yet.
-        None if commits == 0 => Ok(()),
+        // A store that was just made has no seal yet: its first commit is the one that makes it.
+        None if commits <= 1 => Ok(()),
         None => {
             tracing::warn!(file = %file.display(), "no readable seal; lost commits go unnoticed");
             Ok(())
