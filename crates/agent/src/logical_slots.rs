@@ -37,9 +37,9 @@ use tokio::{
 /// last round before a failover twice.
 const ROUND: Duration = Duration::from_secs(2);
 /// The first version whose servers copy slots by themselves.
-const SERVER_COPIES_FROM: u32 = 17;
+pub(crate) const SERVER_COPIES_FROM: u32 = 17;
 /// From this version on users make logical slots of their own on standbys.
-const SLOTS_ON_STANDBYS_FROM: u32 = 16;
+pub(crate) const SLOTS_ON_STANDBYS_FROM: u32 = 16;
 /// A copy is moved on by so many bytes of WAL at the most at a time: each move decodes them, and
 /// one that takes longer than a statement may would be repeated for ever.
 const ADVANCE_BYTES: u64 = 256 << 20;

@@ -3,7 +3,7 @@
 
 use super::{Executor, JobContext};
 use crate::{
-    logical_slots::{SlotNote, SlotNotes, is_logical},
+    logical_slots::{SERVER_COPIES_FROM, SLOTS_ON_STANDBYS_FROM, SlotNote, SlotNotes, is_logical},
     looper::Event,
     member_dir::Applied,
 };
@@ -17,10 +17,6 @@ use tokio::{sync::mpsc, time::timeout};
 const BRING_WITHIN: Duration = Duration::from_secs(5);
 /// Neither does a promotion, which clients wait for, for copies that are dropped.
 const SETTLE_WITHIN: Duration = Duration::from_secs(1);
-/// The first version whose servers copy slots by themselves.
-const SERVER_COPIES_FROM: u32 = 17;
-/// From this version on users make logical slots of their own on standbys.
-const SLOTS_ON_STANDBYS_FROM: u32 = 16;
 
 impl Executor {
     /// What is known of logical slots.
@@ -165,7 +161,11 @@ impl JobContext {
         let slots = session.logical_slots().await?;
         let here = |name: &String| slots.iter().any(|s| s.name == *name);
         for (name, note) in notes.slots.iter().filter(|(name, _)| !here(name)) {
-            gone.insert(name.clone(), note.why_not.clone());
+            let why = match note.why_not.as_str() {
+                "" => "its copy went with the data directory that was replaced",
+                known => known,
+            };
+            gone.insert(name.clone(), why.to_owned());
         }
         for slot in &slots {
             let why = match notes.slots.get(&slot.name) {
