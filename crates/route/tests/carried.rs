@@ -6,8 +6,6 @@ use common::*;
 use sempre_route::Mode;
 use tokio_postgres::{Client, Error, error::SqlState};
 
-/// The primary is now `server`, in the next generation.
-
 fn code(error: &Error) -> &SqlState {
     error.code().unwrap_or_else(|| panic!("{error:?}"))
 }
@@ -155,7 +153,7 @@ async fn a_transaction_in_flight_gets_40001_and_rollback_works() {
     // Busy in the block.
     for extended in [false, true] {
         run(&client, "begin").await;
-        let server = if routed.stats().cut % 2 == 0 { &pair.old } else { &pair.new };
+        let server = if routed.stats().cut.is_multiple_of(2) { &pair.old } else { &pair.new };
         let sql = "select pg_sleep(611)";
         let running = async {
             match extended {
@@ -215,7 +213,7 @@ async fn what_cannot_be_carried_ends_the_session_and_is_named() {
     ] {
         let (client, connection) = connect(&routed.plain()).await.unwrap();
         run(&client, sql).await;
-        moves_to(&routed, if routed.stats().cut % 2 == 0 { &pair.new } else { &pair.old });
+        moves_to(&routed, if routed.stats().cut.is_multiple_of(2) { &pair.new } else { &pair.old });
         let error = connection.await.unwrap().unwrap_err();
         let error = error.as_db_error().unwrap_or_else(|| panic!("{sql}: {error:?}"));
         assert_eq!(error.code(), &SqlState::ADMIN_SHUTDOWN);
@@ -257,4 +255,46 @@ async fn read_only_sessions_move_to_another_standby() {
         table.standbys = vec![standby(&pair.new, 0)];
     });
     assert_eq!(server_of(&client).await, "new");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_gets_an_error_and_a_router_that_stops_says_so() {
+    use tokio::io::AsyncWriteExt;
+    let pair = pair();
+    let routed = Routed::proxy(table(1, Some(pair.old.target())));
+    for (garbage, answer) in [
+        (&b"GET / HTTP/1.1\r\n\r\n"[..], "invalid length of startup packet"),
+        (b"\0\0\0\x09\0\x02\0\0x", "unsupported frontend protocol 2.0"),
+        (b"\0\0\0\x0c\0\x03\0\0user", "invalid startup packet layout"),
+        (b"\0\0\0\x09\0\x03\0\0\0", "no PostgreSQL user name specified"),
+    ] {
+        let mut client = tokio::net::TcpStream::connect(routed.address).await.unwrap();
+        client.write_all(garbage).await.unwrap();
+        let said = all(&mut client).await;
+        assert!(said.starts_with('E') && said.contains(answer), "{said}");
+    }
+    for (garbage, answer) in [
+        (&[0xff; 64][..], "invalid frontend message type"),
+        (b"S\xff\xff\xff\xff", "invalid message length"),
+        (b"B\0\0\0\x05x", ""),
+        (b"Q\0\0\0\x04", ""),
+        (b"p\0\0\0\x04", "invalid frontend message type"),
+    ] {
+        let mut client = tokio::net::TcpStream::connect(routed.address).await.unwrap();
+        client.write_all(&startup()).await.unwrap();
+        client.write_all(garbage).await.unwrap();
+        client.shutdown().await.unwrap();
+        assert!(all(&mut client).await.contains(answer), "{answer}");
+    }
+    // A client that closed its side still gets its answer.
+    let mut client = tokio::net::TcpStream::connect(routed.address).await.unwrap();
+    client.write_all(&startup()).await.unwrap();
+    client.write_all(&query("select pg_sleep(0.1), 'the ' || 'answer'")).await.unwrap();
+    client.shutdown().await.unwrap();
+    assert!(all(&mut client).await.contains("the answer"));
+    until("all gone", || routed.stats().open == 0).await;
+    let (client, connection) = connect(&routed.plain()).await.unwrap();
+    assert_eq!(server_of(&client).await, "old");
+    routed.router.shutdown().await;
+    assert_eq!(code(&connection.await.unwrap().unwrap_err()), &SqlState::ADMIN_SHUTDOWN);
 }

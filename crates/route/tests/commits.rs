@@ -42,7 +42,10 @@ impl Cluster {
         let cancel = format!(
             "select count(pg_cancel_backend(pid)) from pg_stat_activity where query = $q${sql}$q$ and wait_event = 'SyncRep'"
         );
-        while wait {
+        if !wait {
+            return;
+        }
+        loop {
             let probe = direct(&self.primary).await;
             let probe = tokio::spawn(async move { probe.batch_execute(sql).await });
             while !probe.is_finished() {

@@ -34,11 +34,14 @@ struct State {
     guarded: bool,
 }
 
+type Client = (u32, Arc<Mutex<State>>);
+
 /// The keys of all clients.
 #[derive(Default)]
 pub(crate) struct Cancels {
     next: AtomicU32,
-    clients: Mutex<HashMap<u32, (u32, Arc<Mutex<State>>)>>,
+    /// By process number: the secret, and where the client is.
+    clients: Mutex<HashMap<u32, Client>>,
 }
 
 /// One client's key. Given back when dropped.

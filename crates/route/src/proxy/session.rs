@@ -54,6 +54,9 @@ pub(crate) struct Withheld {
     pub attempts: u32,
 }
 
+/// A reported parameter: name and value.
+type Parameter = (Box<[u8]>, Box<[u8]>);
+
 /// See the module.
 pub(crate) struct Session<'a> {
     pub proxy: &'a Proxy,
@@ -78,7 +81,7 @@ pub(crate) struct Session<'a> {
     pub begun: Begun,
     pub secret: Secret,
     /// As the client knows them.
-    pub parameters: Vec<(Box<[u8]>, Box<[u8]>)>,
+    pub parameters: Vec<Parameter>,
     pub carried: Carried,
     /// What statements that are answered may have changed, since the state was asked for.
     pub touched: Hints,

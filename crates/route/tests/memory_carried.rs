@@ -1,0 +1,12 @@
+//! Many idle sessions that are carried. Alone in its process, so that it measures nothing else.
+
+mod common;
+#[path = "common/idle.rs"]
+mod idle;
+
+use sempre_route::Style;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_sessions_need_little_memory() {
+    idle::measure(Style::Proxy(Default::default())).await;
+}
