@@ -45,19 +45,6 @@ pub async fn measure(style: Style) {
     idle_sessions(style, target).await;
 }
 
-async fn idle_sessions_need_little_memory() {
-    let server = silent_server().await;
-    let target = Target {
-        member: sempre_model::MemberId::new("silent").unwrap(),
-        hosts: vec!["127.0.0.1".into()],
-        port: server.port(),
-        rest_port: None,
-    };
-    for style in [Style::Pass, Style::Proxy(ProxySettings::default())] {
-        idle_sessions(style, target.clone()).await;
-    }
-}
-
 async fn idle_sessions(style: Style, target: Target) {
     let carried = matches!(style, Style::Proxy(_));
     let routed = Routed::start_in(style, Mode::ReadWrite, table(1, Some(target)));
@@ -80,7 +67,7 @@ async fn idle_sessions(style: Style, target: Target) {
     eprintln!("{each} bytes a session");
     assert!(each < BYTES_A_SESSION, "{each} bytes a session");
     assert_eq!(routed.stats().open, SESSIONS as u64);
-    routed.change(|table| *table = common::table(2, None));
+    routed.change(|table| *table = table(2, None));
     for mut client in clients {
         // A carried one goes on, silently.
         if !carried {
