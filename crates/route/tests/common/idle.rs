@@ -67,7 +67,7 @@ async fn idle_sessions(style: Style, target: Target) {
     eprintln!("{each} bytes a session");
     assert!(each < BYTES_A_SESSION, "{each} bytes a session");
     assert_eq!(routed.stats().open, SESSIONS as u64);
-    routed.change(|table| *table = table(2, None));
+    routed.change(|now| *now = table(2, None));
     for mut client in clients {
         // A carried one goes on, silently.
         if !carried {
