@@ -69,10 +69,10 @@ impl Session<'_> {
     /// Finds out what became of the COMMIT that was on its way to `place`.
     pub(super) async fn resolve(&mut self, place: &Where) -> Result<Outcome, Over> {
         let identity = match std::mem::take(&mut self.xid) {
-            // It had written nothing.
-            Xid::None => return Ok(Outcome::RolledBack),
+            // It had written nothing, and nothing ran since.
+            Xid::None if !self.xid_stale => return Ok(Outcome::RolledBack),
             Xid::Known(identity) => identity,
-            Xid::Unknown | Xid::Asked => {
+            Xid::None | Xid::Unknown | Xid::Asked => {
                 return Ok(Outcome::Unknown(
                     "its server was lost before the transaction's id was known".into(),
                 ));
