@@ -53,12 +53,11 @@ impl fmt::Debug for ProxySettings {
 /// TLS to clients.
 #[derive(Clone)]
 pub struct ClientTls {
-    /// Certificate, key, and whose client certificates are taken.
+    /// Certificate, key, and whether clients must show a certificate. (Whose it is, is not
+    /// compared with the user's name.)
     pub config: Arc<rustls::ServerConfig>,
     /// Refuse clients that do not encrypt.
     pub required: bool,
-    /// A client must show a certificate whose common name is its user name.
-    pub user_certificate: bool,
 }
 
 /// TLS to servers.

@@ -21,6 +21,12 @@
 //! - Notifications sent while a session had no server are lost to it.
 //! - Functions that change settings inside themselves are noticed only where the text of the
 //!   statement says `set_config`, `do` or `call`, or the setting is one that servers report.
+//! - Sessions take a server connection each: there are no pools yet. `replication` connections pass
+//!   through as in [`crate::Style::Pass`], so not over TLS of ours.
+//! - A statement on its way is taken for sent as soon as it was given to the operating system, and
+//!   also when that refused it.
+//! - A cancel request may reach a statement outside a transaction that waits for the standbys; its
+//!   answer is then withheld until it is safe.
 //! - `pg_terminate_backend` ends the server connection, not the session.
 
 mod attach;
