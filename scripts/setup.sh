@@ -112,4 +112,6 @@ cargo_tool() {
 if [ "$for_test" = true ]; then
     cargo_tool nextest 0.9.143
     cargo_tool deny 0.20.2
+    # Clients of other languages, for the tests of what they see.
+    "$(dirname "$0")/drivers.sh" >/dev/null || say "client drivers could not be installed; their test will fail"
 fi

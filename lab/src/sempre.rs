@@ -25,6 +25,8 @@ const USER: &str = "postgres";
 /// The role applications of the lab use.
 const ROLE: &str = "app";
 const PASSWORD: &str = "lab";
+/// The role by which routing reads password verifiers.
+const READER: &str = "routing";
 /// Where `sempre route run` listens on host `app`.
 const ROUTE_PORT: u16 = 6432;
 /// Enough for data, a fresh copy beside it, and WAL; sparse.
@@ -153,7 +155,9 @@ impl Cluster {
         let statements = format!(
             "create role {ROLE} login password '{PASSWORD}'; grant all on schema public to {ROLE}; \
              create table {table} (at timestamptz default clock_timestamp()); \
-             alter table {table} owner to {ROLE};",
+             alter table {table} owner to {ROLE}; \
+             create role {READER} login password '{PASSWORD}'; \
+             grant select on pg_catalog.pg_authid to {READER};",
             table = crate::probe::TABLE,
         );
         let mut psql = self.base.topology.command(primary, Some(USER), "psql");
@@ -177,10 +181,13 @@ impl Cluster {
             .flat_map(|net| topology.hosts().iter().map(|host| topology.address(host, *net)))
             .map(|address| format!("{address}:{REST_PORT}"))
             .collect();
+        let password = self.base.root.join("routing.password");
+        fs::write(&password, PASSWORD).context("could not write the password of routing")?;
         let mut command = topology.command(APP, None, &self.binary);
         command.args(["route", "run", "--members", &members.join(",")]);
         command.args(["--read-write", &format!("127.0.0.1:{ROUTE_PORT}")]);
         command.args(["--read-only", &format!("127.0.0.1:{}", ROUTE_PORT + 1)]);
+        command.args(["--auth-user", READER, "--auth-password-file"]).arg(password);
         self.base.spawn(APP, "route.log", &mut command).map(drop)
     }
 
