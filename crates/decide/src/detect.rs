@@ -98,15 +98,20 @@ pub fn prefer_failover(view: &LeaderView, primary: &MemberId) -> bool {
         OnCrash::Restart => false,
         OnCrash::Failover => standby_ready(view, primary),
         OnCrash::Auto => {
-            let redo = view
-                .heard
-                .get(primary)
-                .and_then(|h| h.observation.database.as_ref())
-                .map_or(0, |d| d.redo_bytes);
+            let redo = view.database(primary).map_or(0, |d| d.redo_bytes);
             let restart_ms = RESTART_MS + redo / REDO_BYTES_PER_MS;
-            standby_ready(view, primary) && restart_ms > PROMOTION_MS
+            let promotion_ms = PROMOTION_MS + replay_left(view, primary) / REDO_BYTES_PER_MS;
+            standby_ready(view, primary) && restart_ms > promotion_ms
         }
     }
+}
+
+/// What the sync standby that is furthest has received and not replayed, bytes: a promotion waits
+/// for it.
+fn replay_left(view: &LeaderView, primary: &MemberId) -> u64 {
+    let standbys = view.record.sync.members.iter().filter(|m| *m != primary);
+    let furthest = standbys.filter_map(|m| view.database(m)).max_by_key(|d| d.lsn);
+    furthest.map_or(0, |d| d.lsn.bytes_since(d.replay_lsn))
 }
 
 /// Can a promotion succeed at once, as far as is seen?

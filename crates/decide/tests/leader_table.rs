@@ -283,6 +283,22 @@ fn a_crash_is_replaced_or_restarted_as_the_policy_says() {
 }
 
 #[test]
+fn a_crash_is_answered_by_what_is_estimated_to_be_faster() {
+    // WAL to replay, MB: by the primary when it starts again, by the standby before it leads.
+    for (redo, left, replaced) in [(0, 0, true), (10, 2_000, false), (3_000, 2_000, true)] {
+        let mut all = Cluster3::serving("m1");
+        all.database("m0").process = ProcessState::Crashed;
+        all.database("m0").redo_bytes = redo << 20;
+        for standby in ["m1", "m2"] {
+            all.database(standby).lsn = Lsn(10 << 30);
+            all.database(standby).replay_lsn = Lsn((10 << 30) - (left << 20));
+        }
+        let rule = proposed(&all).map(|(rule, _)| rule);
+        assert_eq!(rule == Some("replace-lost-primary"), replaced, "{redo} {left}: {rule:?}");
+    }
+}
+
+#[test]
 fn a_primary_lost_in_a_pause_is_left_as_it_is_and_that_is_kept_in_the_events_once() {
     let mut all = Cluster3::serving("m1");
     let apply = |all: &mut Cluster3, change| {
