@@ -120,6 +120,7 @@ impl World {
         machine.guard.crashed_at = None;
         machine.paused[Process::Guard as usize] = false;
         machine.paused[Process::Database as usize] = false;
+        machine.db.hung_since = None;
         machine.deferred.retain(|e| e.process() == Some(Process::Agent));
     }
 
@@ -127,6 +128,7 @@ impl World {
         self.stats.count("fault: database crash");
         self.log(|| format!("m{m}: FAULT database crashes"));
         self.members[m].paused[Process::Database as usize] = false;
+        self.members[m].db.hung_since = None;
         self.database_ends(m, true, "crashed");
         self.act(m);
     }

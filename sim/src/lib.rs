@@ -23,7 +23,7 @@
 //! * the timeline of a promotion is not chosen by two members alike ([`Bug::OwnTimelines`]).
 //!
 //! Known limits: a Raft node whose disk fails is only slow here (in [`record`] it stops); a database
-//! that is killed is gone within the lease's margin; fresh copies come from the primary only.
+//! that is killed is gone within the lease's margin.
 
 pub mod agent;
 pub mod clients;

@@ -139,7 +139,10 @@ impl World {
                 let upstream = self.index_of(upstream);
                 self.rejoin(m, stage, upstream)
             }
-            Step::Clone { .. } => self.copy(m, stage),
+            Step::Clone { from, .. } => {
+                let from = self.index_of(from);
+                self.copy(m, stage, from)
+            }
             Step::Fence { .. } => Then::Done,
         }
     }
@@ -363,7 +366,7 @@ impl World {
         }
     }
 
-    fn copy(&mut self, m: usize, stage: u8) -> Then {
+    fn copy(&mut self, m: usize, stage: u8, source: usize) -> Then {
         let record = self.members[m].agent.record.clone();
         match stage {
             0 => Then::Again(1, self.rng.range(10, 100) * MS),
@@ -373,9 +376,11 @@ impl World {
                 Then::Again(2, self.rng.range(200, 2_000) * MS)
             }
             _ => {
-                let Some(primary) = record.primary.clone() else { return Then::Failed };
-                let source = self.index_of(&primary);
-                self.stats.count("fresh-copy");
+                let Some(primary) = &record.primary else { return Then::Failed };
+                self.stats.count(match *primary == self.names[source] {
+                    true => "fresh-copy",
+                    false => "fresh-copy of a standby",
+                });
                 let then = self.take_copy(m, source);
                 if matches!(then, Then::Done) && record.reinits.contains_key(&self.names[m]) {
                     let name = self.names[m].clone();

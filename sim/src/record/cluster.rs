@@ -240,7 +240,6 @@ impl Cluster {
                         stands.fault.as_deref().map(|f| format!(" fault: {f}")).unwrap_or_default()
                     )
                 });
-                cluster.lock().oracle.stands(node, &stands);
                 if stands.fault.is_some() {
                     break;
                 }

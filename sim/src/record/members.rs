@@ -136,7 +136,14 @@ pub fn retire(cluster: &Cluster) {
     let known = |node: &NodeId| standing.voters.contains(node) || standing.learners.contains(node);
     let strangers: Vec<_> = {
         let shared = cluster.lock();
-        shared.nodes.iter().filter(|(n, x)| !x.gone && !known(n)).map(|(n, _)| *n).collect()
+        // The newest may be on its way in.
+        let newest = shared.nodes.keys().max().copied().filter(|_| shared.storm);
+        shared
+            .nodes
+            .iter()
+            .filter(|(n, x)| !x.gone && !known(n) && Some(**n) != newest)
+            .map(|(n, _)| *n)
+            .collect()
     };
     for node in strangers {
         cluster.log(|| format!("{node} is gone for good"));

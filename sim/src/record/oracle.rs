@@ -13,10 +13,8 @@
 //! | `not-taken` | "nothing changed" is true |
 //! | `member-goes-on` | what a member shows never goes back, restarts included |
 //! | `promise-kept` | nor does its promise |
-//! | `one-leader` | a term has one leader |
 //! | `opens-again` | no crash makes the store unreadable |
 
-use sempre_consensus::Standing;
 use sempre_model::{Generation, NodeId, Record};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,7 +48,6 @@ pub struct Oracle {
     policies_given: u64,
     not_taken: BTreeSet<String>,
     members: BTreeMap<NodeId, Seen>,
-    leaders: BTreeMap<u64, NodeId>,
 }
 
 fn hash(record: &Record) -> u64 {
@@ -124,18 +121,6 @@ impl Oracle {
             self.violated("promise-kept", what);
         } else {
             seen.promised = generation;
-        }
-    }
-
-    /// A member's standing.
-    pub fn stands(&mut self, node: NodeId, standing: &Standing) {
-        if standing.leader != Some(node) {
-            return;
-        }
-        let first = *self.leaders.entry(standing.term).or_insert(node);
-        if first != node {
-            let what = format!("{first} and {node} both lead term {}", standing.term);
-            self.violated("one-leader", what);
         }
     }
 

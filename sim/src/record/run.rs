@@ -130,6 +130,9 @@ async fn live(shape: Shape, print: bool) -> Outcome {
     if cluster.lock().oracle.violation.is_none() {
         heal(&cluster).await;
     }
+    // They hold the cluster, and it holds them.
+    let nodes = std::mem::take(&mut cluster.lock().nodes);
+    drop(nodes);
     let shared = &mut *cluster.lock();
     shared.oracle.finish();
     if let Some(violation) = shared.oracle.violation.clone() {
