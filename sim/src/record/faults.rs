@@ -132,7 +132,7 @@ fn weather(cluster: &Cluster, lasts: Duration) -> &'static str {
         shared.net.late = shared.rng.range(0, 500);
         shared.net.late_ms = shared.rng.range(10, 1_500);
     }
-    later(cluster, lasts * 2, |cluster| calm(cluster));
+    later(cluster, lasts * 2, calm);
     "record: loss and delay"
 }
 

@@ -233,14 +233,6 @@ impl Member {
         }
     }
 
-    /// Kills the agent alone.
-    pub fn kill_agent(&mut self) {
-        if let Some(mut agent) = self.agent.take() {
-            agent.kill().unwrap();
-            agent.wait().unwrap();
-        }
-    }
-
     pub fn log_file(&self) -> PathBuf {
         self.root.with_extension("log")
     }

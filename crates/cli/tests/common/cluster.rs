@@ -332,7 +332,12 @@ impl Cluster {
 
     /// The last change of primary.
     pub fn last_change(&self) -> Value {
-        let history: Value = serde_json::from_str(&self.ok(&["--json", "history"])).unwrap();
+        // Another member's record may be a moment older.
+        let primary = self.until("there is a primary", |cluster| {
+            Some(cluster.status()?["primary"].as_str()?.to_owned())
+        });
+        let history = self.ok_at(&primary, &["--json", "history"]);
+        let history: Value = serde_json::from_str(&history).unwrap();
         history["history"].as_array().unwrap().last().unwrap().clone()
     }
 
