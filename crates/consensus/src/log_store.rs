@@ -188,3 +188,51 @@ impl RaftLogStorage<Types> for LogStore {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        check,
+        format::{StoredBody, StoredMembers, StoredSnapshot},
+    };
+    use openraft::CommittedLeaderId;
+    use sempre_model::Record;
+    use std::collections::BTreeSet;
+
+    fn id(index: u64) -> StoredLogId {
+        StoredLogId { term: 1, node: 1, index }
+    }
+
+    #[tokio::test]
+    async fn entries_go_only_once_a_snapshot_on_disk_holds_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = check::open(dir.path(), 1).unwrap();
+        let entries: Vec<_> =
+            (0..10).map(|n| StoredEntry { id: id(n), body: StoredBody::Blank }).collect();
+        store.write(|write| write.entries(&entries)).unwrap();
+        let store = Arc::new(store);
+
+        let mut log = LogStore::new(store.clone());
+        let upto = LogId::new(CommittedLeaderId::new(1, 1), 7);
+        let purging = tokio::spawn(async move { log.purge(upto).await });
+        // However long it is given, it waits.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!purging.is_finished());
+        assert_eq!(store.entries(.., false).unwrap().len(), 10);
+
+        let snapshot = StoredSnapshot {
+            last: Some(id(7)),
+            members_at: Some(id(0)),
+            members: StoredMembers { voters: vec![BTreeSet::from([1])], nodes: [1].into() },
+            record: Record::default(),
+            outcomes: Default::default(),
+        };
+        store.write_snapshot(&snapshot).unwrap();
+        purging.await.unwrap().unwrap();
+        assert_eq!(store.entries(.., false).unwrap().len(), 2);
+        store.close();
+    }
+}

@@ -72,12 +72,16 @@ pub(crate) struct Current {
 impl Current {
     /// Where a reader must have come to, if Raft asked a majority and says `read`.
     pub fn read_index(&self, read: Option<LogId<NodeId>>) -> u64 {
-        let Some(read) = read else { return 0 };
-        match self.resumed {
-            // In a later term it was elected, and its first entry comes after all of these.
-            Some(resumed) if resumed.term == read.leader_id.term => read.index.max(resumed.last),
-            _ => read.index,
-        }
+        read_index(self.resumed, read)
+    }
+}
+
+fn read_index(resumed: Option<Resumed>, read: Option<LogId<NodeId>>) -> u64 {
+    let Some(read) = read else { return 0 };
+    match resumed {
+        // In a later term it was elected, and its first entry comes after all of these.
+        Some(resumed) if resumed.term == read.leader_id.term => read.index.max(resumed.last),
+        _ => read.index,
     }
 }
 
@@ -272,3 +276,21 @@ impl Running {
 /// The task that keeps it.
 pub(crate) type KeeperHandle =
     <<Types as RaftTypeConfig>::AsyncRuntime as AsyncRuntime>::JoinHandle<()>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use openraft::CommittedLeaderId;
+
+    #[test]
+    fn a_leader_that_goes_on_has_its_readers_come_as_far_as_its_log() {
+        let read = |term, index| LogId::new(CommittedLeaderId::new(term, 1), index);
+        let resumed = Some(Resumed { term: 4, last: 90 });
+        assert_eq!(read_index(resumed, Some(read(4, 80))), 90);
+        assert_eq!(read_index(resumed, Some(read(4, 95))), 95);
+        // Elected anew: its first entry is the least, and comes after all it had.
+        assert_eq!(read_index(resumed, Some(read(5, 85))), 85);
+        assert_eq!(read_index(None, Some(read(4, 80))), 80);
+        assert_eq!(read_index(None, None), 0);
+    }
+}
