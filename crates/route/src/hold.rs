@@ -208,7 +208,7 @@ impl<'a> Hold<'a> {
 
 /// Ends when the client has closed the connection. A client that sent more already (which none
 /// does before it is answered) is not watched.
-async fn gone(client: &TcpStream) {
+pub(crate) async fn gone(client: &TcpStream) {
     match client.ready(Interest::READABLE).await {
         Ok(ready) if !ready.is_read_closed() => std::future::pending().await,
         Ok(_) | Err(_) => {}

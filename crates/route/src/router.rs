@@ -1,7 +1,7 @@
 //! The router: listens, and runs a session for every client.
 
 use crate::{
-    RouteStats, Style, Table, Verifier,
+    PoolInfo, RouteStats, Style, Table, Verifier,
     gate::Gate,
     hold::Shared,
     proxy::{self, Proxy},
@@ -57,6 +57,7 @@ pub struct Router {
     addresses: Vec<SocketAddr>,
     closing: watch::Sender<bool>,
     room: Arc<Semaphore>,
+    proxy: Option<Arc<Proxy>>,
     /// Listeners, and the one that obeys tables. Aborted when dropped.
     tasks: JoinSet<()>,
 }
@@ -104,12 +105,15 @@ impl Router {
         };
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
         let mut tasks = JoinSet::new();
-        tasks.spawn(obey(table, shared.sessions.clone()));
+        if let Some(proxy) = &proxy {
+            tasks.spawn(proxy.pools.clone().keep());
+        }
+        tasks.spawn(obey(table, shared.sessions.clone(), proxy.clone()));
         for listener in listeners {
             tasks.spawn(accept(listener, shared.clone(), proxy.clone(), room.clone()));
         }
         let (counters, sessions) = (shared.counters.clone(), shared.sessions.clone());
-        Ok(Router { counters, sessions, addresses, closing, room, tasks })
+        Ok(Router { counters, sessions, addresses, closing, room, proxy, tasks })
     }
 
     /// Where it listens (with the real port where 0 was asked for).
@@ -120,6 +124,11 @@ impl Router {
     /// What it counted.
     pub fn stats(&self) -> RouteStats {
         self.counters.read()
+    }
+
+    /// Its pools, where it carries sessions.
+    pub fn pools(&self) -> Vec<PoolInfo> {
+        self.proxy.as_ref().map(|proxy| proxy.pools.infos()).unwrap_or_default()
     }
 
     /// Stops listening, ends every session with a FATAL message where one can be said, and waits
@@ -136,6 +145,9 @@ impl Router {
     fn end(&self) {
         self.closing.send_replace(true);
         self.sessions.close();
+        if let Some(proxy) = &self.proxy {
+            proxy.pools.tidy();
+        }
     }
 }
 
@@ -145,10 +157,19 @@ impl Drop for Router {
     }
 }
 
-async fn obey(mut table: watch::Receiver<Arc<Table>>, sessions: Arc<Sessions>) {
+async fn obey(
+    mut table: watch::Receiver<Arc<Table>>,
+    sessions: Arc<Sessions>,
+    proxy: Option<Arc<Proxy>>,
+) {
     loop {
         let newest = table.borrow_and_update().clone();
         sessions.obey(newest);
+        if let Some(proxy) = &proxy {
+            // Idle connections that were cut are closed at once: a primary that hands over waits
+            // until they are gone.
+            proxy.pools.tidy();
+        }
         if table.changed().await.is_err() {
             // The source is gone. No news is no reason to cut anyone.
             return;

@@ -1,6 +1,10 @@
 //! How a router treats its clients: just led, or carried.
 
+use crate::PoolSettings;
 use std::{fmt, sync::Arc};
+
+/// The name under which clients reach the router itself.
+pub const ADMIN_DATABASE: &str = "sempre";
 
 /// What a router does between a client and a server.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +30,10 @@ pub struct ProxySettings {
     /// Learn a transaction's id before its COMMIT, so that the outcome of one whose answer is
     /// lost can be found out.
     pub resolve_commit: bool,
+    /// How server connections are shared.
+    pub pool: PoolSettings,
+    /// Who may use the admin database, [`ADMIN_DATABASE`]. Nobody: there is none.
+    pub admin_users: Vec<String>,
 }
 
 impl Default for ProxySettings {
@@ -35,6 +43,8 @@ impl Default for ProxySettings {
             server_tls: ServerTls::Off,
             credentials: None,
             resolve_commit: true,
+            pool: PoolSettings::default(),
+            admin_users: Vec::new(),
         }
     }
 }
@@ -46,6 +56,8 @@ impl fmt::Debug for ProxySettings {
             .field("server_tls", &self.server_tls)
             .field("credentials", &self.credentials.is_some())
             .field("resolve_commit", &self.resolve_commit)
+            .field("pool", &self.pool)
+            .field("admin_users", &self.admin_users)
             .finish()
     }
 }

@@ -5,15 +5,17 @@ use super::{
     carry::RestoreError,
     link::{Answerer, Link, LoggedIn, NoLink, log_in},
     lost::not_carriable,
+    pool::ClientState,
     session::{Over, Session},
 };
 use crate::{
     farewell,
     hold::{Hold, Led, NotLed},
+    sessions::Cut,
     stats::count,
 };
 use sempre_wire::pg::{ErrorResponse, sqlstate, write};
-use std::{future::poll_fn, task::Poll, time::Duration};
+use std::{future::poll_fn, sync::atomic::Ordering::Relaxed, task::Poll, time::Duration};
 use tokio::time;
 
 /// How long a server may take to log a session in and to restore its state. Its own log-in limit is 60 s.
@@ -37,6 +39,19 @@ pub(super) fn held_in_vain(proxy: &Proxy, not_led: NotLed) -> NotAttached {
             tracing::info!(?mode, why, limit, "client refused");
             NotAttached::Error(farewell::refused(mode, &why, &limit))
         }
+    }
+}
+
+/// Runs what needs a connection until it is done, the connection is cut, or it takes too long.
+pub(super) async fn with_link<T>(cut: &Cut, work: impl Future<Output = Option<T>>) -> Option<T> {
+    let cut = poll_fn(move |context| match cut.poll(context) {
+        Some(_) => Poll::Ready(()),
+        None => Poll::Pending,
+    });
+    tokio::select! {
+        biased;
+        () = cut => None,
+        done = time::timeout(LOG_IN_TIMEOUT, work) => done.ok().flatten(),
     }
 }
 
@@ -65,13 +80,34 @@ impl Session<'_> {
         if self.link.is_some() {
             return Ok(());
         }
+        self.entry.info.is(ClientState::Waiting);
         let proxy = self.proxy;
+        let entered = proxy.pools.enter(&self.pool, self.client.tcp()).await;
+        let mut place = Some(entered.map_err(|not| match not.error() {
+            Some(error) => NotAttached::Error(error),
+            None => NotAttached::ClientGone,
+        })?);
+        while let Some(link) = proxy.pools.take(&self.pool) {
+            if let Some(mut link) = self.from_pool(link).await {
+                link.place = place;
+                self.set_link(link);
+                return Ok(());
+            }
+        }
+        if self.secret_is_spent() {
+            return Err(match not_carriable("Its password passed through routing unseen.") {
+                Over::Error(error) => NotAttached::Error(error),
+                Over::Silent | Over::Raw(_) => NotAttached::ClientGone,
+            });
+        }
         let mut hold = Hold::new(&proxy.shared);
         loop {
+            proxy.pools.make_room(&self.pool);
             let led = hold.lead(self.client.tcp()).await.map_err(|n| held_in_vain(proxy, n))?;
             let attached = with_server(led, async |led| self.take_over(led).await).await;
             let why = match attached {
-                Ok(link) => {
+                Ok(mut link) => {
+                    link.place = place.take();
                     self.set_link(link);
                     return Ok(());
                 }
@@ -87,17 +123,24 @@ impl Session<'_> {
 
     /// The session's server from now on.
     pub(super) fn set_link(&mut self, link: Link) {
-        let address = link.address.map(|address| (address, link.process, link.key.clone()));
-        self.key.runs(address);
+        self.key.runs(Some(&link));
+        self.entry.info.is(ClientState::Active);
+        self.entry.info.server.store(link.info.number, Relaxed);
+        link.info.used_by(self.entry.info.number);
         self.link = Some(link);
     }
 
     /// Logs in and restores the session.
     async fn take_over(&mut self, led: Led) -> Result<Link, NoLink> {
         let answerer = Answerer::Us(&self.secret);
-        let tls = &self.proxy.settings.server_tls;
-        let LoggedIn { mut link, mut parameters, .. } =
-            log_in(led, tls, &self.begun, answerer).await?;
+        let LoggedIn { mut link, .. } =
+            log_in(led, self.proxy, &self.pool, &self.begun, answerer).await?;
+        self.restore(&mut link).await?;
+        Ok(link)
+    }
+
+    /// Brings a connection to the session's state, and tells the client what is different.
+    pub(super) async fn restore(&mut self, link: &mut Link) -> Result<(), NoLink> {
         let statements = self.tracker.statements();
         let restored = self.carried.restore(statements, &mut link.stream, &mut link.kept).await;
         let restored = restored.map_err(|error| match error {
@@ -107,22 +150,16 @@ impl Session<'_> {
                 Over::Silent | Over::Raw(_) => NoLink::ClientGone,
             },
         })?;
-        parameters.extend(restored.parameters);
+        for (name, value) in restored.parameters {
+            link.reported(&name, &value);
+        }
         self.to_client.extend_from_slice(&restored.notifications);
-        // The last word on each counts.
-        let mut last: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-        for (name, value) in parameters {
-            match last.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, known)) => *known = value,
-                None => last.push((name, value)),
+        for (name, value) in &link.parameters {
+            if self.reported(name, value) {
+                write::parameter_status(&mut self.to_client, name, value);
             }
         }
-        for (name, value) in last {
-            if self.reported(&name, &value) {
-                write::parameter_status(&mut self.to_client, &name, &value);
-            }
-        }
-        Ok(link)
+        Ok(())
     }
 
     /// The way it logged in cannot be repeated.

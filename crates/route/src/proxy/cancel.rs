@@ -1,12 +1,13 @@
 //! Cancel requests: clients get keys of ours, which lead to the server that runs their query.
 
+use super::link::Link;
 use sempre_wire::pg::write;
 use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -25,6 +26,8 @@ struct Running {
     address: SocketAddr,
     process: u32,
     key: Vec<u8>,
+    /// Requests on their way to it.
+    coming: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -81,9 +84,12 @@ impl Cancels {
         };
         let running = {
             let state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            if state.guarded { None } else { state.running.clone() }
+            let running = if state.guarded { None } else { state.running.clone() };
+            // Under the lock: a connection that is given back meanwhile must not serve another
+            // client as long as this is on its way to it.
+            running.map(|running| (Coming::new(running.coming.clone()), running))
         };
-        let Some(running) = running else { return false };
+        let Some((_coming, running)) = running else { return false };
         let send = async {
             let mut server = TcpStream::connect(running.address).await.ok()?;
             let mut request = Vec::new();
@@ -97,11 +103,34 @@ impl Cancels {
     }
 }
 
+/// A request on its way.
+struct Coming(Arc<AtomicUsize>);
+
+impl Coming {
+    fn new(coming: Arc<AtomicUsize>) -> Self {
+        coming.fetch_add(1, Relaxed);
+        Self(coming)
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 impl CancelKey {
     /// The client's queries run there now; none: nowhere.
-    pub fn runs(&self, at: Option<(SocketAddr, u32, Vec<u8>)>) {
+    pub fn runs(&self, at: Option<&Link>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.running = at.map(|(address, process, key)| Running { address, process, key });
+        state.running = at.and_then(|link| {
+            Some(Running {
+                address: link.address?,
+                process: link.process,
+                key: link.key.clone(),
+                coming: link.cancelling.clone(),
+            })
+        });
         state.guarded = false;
     }
 

@@ -155,6 +155,9 @@ impl Session<'_> {
                     && let Ok(Backend::ParameterStatus { name, value }) = Backend::decode(tag, body)
                 {
                     self.reported(name, value);
+                    if let Some(link) = &mut self.link {
+                        link.reported(name, value);
+                    }
                 }
                 Step::Pass
             }
@@ -188,12 +191,13 @@ impl Session<'_> {
             && let Some(link) = &mut self.link
         {
             // Ours may be gone too.
-            (link.xid_prepared, link.state_prepared) = (false, false);
+            link.forget_statements();
         }
     }
 
     /// The client's exchange is over.
     fn ready(&mut self, status: TransactionStatus) -> Step {
+        self.meter.ready(&self.pool.pool.counts, status == TransactionStatus::Idle);
         if status == TransactionStatus::Idle || self.xid == Xid::None {
             self.xid = Xid::Unknown;
         }

@@ -1,16 +1,25 @@
 //! A connection to a server, logged in as the client's user.
 
 use super::{
+    Proxy,
     auth::{Asking, Secret, Showing},
+    pool::{NewServer, Place, PoolKey, ServerEntry},
+    session::Parameter,
     startup::Begun,
     stream::Stream,
     talk::{Heard, Talk, TalkError, texts},
 };
-use crate::{ServerTls, hold::Led, sessions::Ticket};
+use crate::{Role, ServerTls, hold::Led, sessions::Ticket};
 use sempre_model::{Generation, MemberId};
 use sempre_wire::pg::{Authentication, Backend, ErrorResponse, Scanner, Side, sqlstate, write};
-use std::net::SocketAddr;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicUsize},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::Instant,
+};
 
 /// Messages of a client during one log-in; SCRAM has two.
 const ROUNDS_MAX: usize = 8;
@@ -37,6 +46,41 @@ pub(crate) struct Link {
     pub state_prepared: bool,
     /// It said that it ends the session.
     pub farewell: Farewell,
+    pub role: Role,
+    /// Its user's right to use it; none while it is idle.
+    pub place: Option<Place>,
+    /// See [`PoolKey::variant`].
+    pub variant: Arc<[u8]>,
+    /// See [`super::pool::Pools::epoch`].
+    pub epoch: u64,
+    pub born: Instant,
+    /// As the server reported them last.
+    pub parameters: Vec<Parameter>,
+    pub info: ServerEntry,
+    /// Cancel requests that are on their way to it.
+    pub cancelling: Arc<AtomicUsize>,
+}
+
+impl Link {
+    /// The server reported a parameter.
+    pub fn reported(&mut self, name: &[u8], value: &[u8]) {
+        match self.parameters.iter_mut().find(|(known, _)| &known[..] == name) {
+            Some((_, known)) if &known[..] == value => {}
+            Some((_, known)) => *known = value.into(),
+            None => self.parameters.push((name.into(), value.into())),
+        }
+    }
+
+    /// The value of a parameter that is reported.
+    pub fn parameter(&self, name: &[u8]) -> Option<&[u8]> {
+        let found = self.parameters.iter().find(|(known, _)| &known[..] == name);
+        found.map(|(_, value)| &value[..])
+    }
+
+    /// What was prepared on it may be gone.
+    pub fn forget_statements(&mut self) {
+        (self.xid_prepared, self.state_prepared) = (false, false);
+    }
 }
 
 /// The last words of a server.
@@ -84,15 +128,17 @@ pub(crate) enum Answerer<'a, 'b, 'c> {
 /// Logs in on a new connection.
 pub(crate) async fn log_in(
     led: Led,
-    tls: &ServerTls,
+    proxy: &Proxy,
+    pool: &PoolKey,
     begun: &Begun,
     mut answerer: Answerer<'_, '_, '_>,
 ) -> Result<LoggedIn, NoLink> {
     let Led { server, ticket, candidate, host } = led;
-    let member = candidate.target.member;
+    let (member, role) = (candidate.target.member, candidate.role);
     let generation = candidate.generation;
+    let epoch = proxy.pools.epoch();
     let address = server.peer_addr().ok();
-    let mut stream = encrypted(server, tls, &host).await?;
+    let mut stream = encrypted(server, &proxy.settings.server_tls, &host).await?;
     let mut asked = false;
     let gone = |error: TalkError, asked: bool| match asked {
         // The client's answer is spent: it cannot be given to another server.
@@ -179,7 +225,16 @@ pub(crate) async fn log_in(
         }
     }
     let kept = talk.rest();
-    let link = Link {
+    let info = proxy.pools.new_server(NewServer {
+        user: begun.user().to_vec(),
+        database: begun.database().to_vec(),
+        member: member.to_string(),
+        address,
+        local: stream.tcp().local_addr().ok(),
+        process,
+        tls: stream.buffers(),
+    });
+    let mut link = Link {
         stream,
         ticket,
         member,
@@ -195,7 +250,18 @@ pub(crate) async fn log_in(
         xid_prepared: false,
         state_prepared: false,
         farewell: Farewell::None,
+        role,
+        place: None,
+        variant: pool.variant.clone(),
+        epoch,
+        born: Instant::now(),
+        parameters: Vec::new(),
+        info,
+        cancelling: Arc::default(),
     };
+    for (name, value) in &parameters {
+        link.reported(name, value);
+    }
     let secret = match answerer {
         Answerer::Us(known) => known.clone(),
         Answerer::Client(_, known) => known.clone().unwrap_or(secret),

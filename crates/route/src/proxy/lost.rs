@@ -3,6 +3,7 @@
 use super::{
     attach::NotAttached,
     link::{Farewell, Link},
+    pool::ClientState,
     pump::Loss,
     resolve::Outcome,
     session::{Over, Session, Xid},
@@ -27,6 +28,8 @@ impl Session<'_> {
     pub(super) async fn lost(&mut self, loss: Loss) -> Result<(), Over> {
         let Some(link) = self.link.take() else { return Ok(()) };
         self.key.runs(None);
+        self.entry.info.is(ClientState::Idle);
+        self.meter.forget();
         match &loss {
             Loss::Cut(CutReason::Shutdown) => {
                 return Err(Over::Error(farewell::cut_error(&CutReason::Shutdown)));

@@ -21,8 +21,7 @@
 //! - Notifications sent while a session had no server are lost to it.
 //! - Functions that change settings inside themselves are noticed only where the text of the
 //!   statement says `set_config`, `do` or `call`, or the setting is one that servers report.
-//! - Sessions take a server connection each: there are no pools yet. `replication` connections pass
-//!   through as in [`crate::Style::Pass`], so not over TLS of ours.
+//! - `replication` connections pass through as in [`crate::Style::Pass`], so not over TLS of ours.
 //! - A statement on its way is taken for sent as soon as it was given to the operating system, and
 //!   also when that refused it.
 //! - A cancel request may reach a statement outside a transaction that waits for the standbys; its
@@ -35,13 +34,16 @@ mod cancel;
 mod carry;
 mod down;
 mod link;
+mod login;
 mod lost;
 mod names;
 mod own;
+mod pool;
 mod pump;
 mod resolve;
 mod serve;
 mod session;
+mod share;
 mod startup;
 mod stream;
 mod talk;
@@ -50,6 +52,7 @@ mod up;
 use crate::{ProxySettings, hold::Shared};
 use std::sync::Arc;
 
+pub use pool::PoolInfo;
 pub(crate) use serve::run;
 
 /// What all sessions of a router share.
@@ -57,10 +60,12 @@ pub(crate) struct Proxy {
     pub shared: Arc<Shared>,
     pub settings: ProxySettings,
     pub cancels: Arc<cancel::Cancels>,
+    pub pools: Arc<pool::Pools>,
 }
 
 impl Proxy {
     pub fn new(shared: Arc<Shared>, settings: ProxySettings) -> Self {
-        Self { shared, settings, cancels: Arc::default() }
+        let pools = Arc::new(pool::Pools::new(settings.pool.clone(), shared.clone()));
+        Self { shared, settings, cancels: Arc::default(), pools }
     }
 }

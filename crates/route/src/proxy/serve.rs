@@ -5,6 +5,8 @@ use super::{
     attach::{NotAttached, held_in_vain, not_encrypted, with_server},
     auth::Asking,
     link::{Answerer, LoggedIn, NoLink, log_in},
+    login::{Welcome, log_in_pooled},
+    pool::{ClientState, PoolKey, goodbye},
     pump::Event,
     session::{Over, Session},
     startup::Begun,
@@ -94,13 +96,9 @@ impl Session<'_> {
     /// Leaves the server, in peace.
     fn leave(&mut self) {
         self.key.runs(None);
+        self.entry.info.is(ClientState::Idle);
         if let Some(link) = self.link.take() {
-            let mut goodbye = Vec::new();
-            write::terminate(&mut goodbye);
-            if let Stream::Plain(stream) = &link.stream {
-                // Closing says the same, only less politely.
-                let _ = stream.try_write(&goodbye);
-            }
+            goodbye(link);
         }
     }
 }
@@ -108,7 +106,10 @@ impl Session<'_> {
 /// Says the last words.
 async fn end(mut session: Session<'_>, over: Over) {
     let speakable = session.link.as_ref().is_none_or(|link| link.down.at_boundary());
-    session.leave();
+    match over {
+        Over::Silent => session.give_back(),
+        _ => session.leave(),
+    }
     let mut last_words = session.to_client.split_off(session.given);
     match over {
         Over::Error(error) if speakable => last_words.extend_from_slice(&error.encode()),
@@ -172,10 +173,11 @@ async fn begin<'a>(client: TcpStream, proxy: &'a Proxy) -> Option<Box<Session<'a
         write::negotiate_protocol_version(&mut answer, 0, &options);
         client.write_all(&answer).await.ok()?;
     }
-    match log_in_first(&mut client, proxy, &begun).await {
-        Ok((logged_in, from_client)) => {
-            let mut session = Box::new(Session::new(proxy, client, begun, from_client));
-            session.welcome(logged_in);
+    let pool = proxy.pools.key(&begun);
+    match log_in_pooled(&mut client, proxy, &begun, &pool).await {
+        Ok((welcome, from_client)) => {
+            let mut session = Box::new(Session::new(proxy, client, begun, pool, from_client));
+            session.welcome(welcome);
             Some(session)
         }
         Err(NotAttached::ClientGone) => None,
@@ -189,8 +191,8 @@ async fn begin<'a>(client: TcpStream, proxy: &'a Proxy) -> Option<Box<Session<'a
 
 impl Session<'_> {
     /// Tells the client that it is in.
-    fn welcome(&mut self, logged_in: LoggedIn) {
-        let LoggedIn { link, secret, parameters, notices } = logged_in;
+    fn welcome(&mut self, welcome: Welcome) {
+        let Welcome { link, secret, parameters, notices } = welcome;
         self.secret = secret;
         let out = &mut self.to_client;
         write::authentication_ok(out);
@@ -202,15 +204,18 @@ impl Session<'_> {
         let secret = self.key.secret.to_be_bytes();
         write::backend_key_data(&mut self.to_client, self.key.process, &secret);
         write::ready_for_query(&mut self.to_client, TransactionStatus::Idle);
-        self.set_link(link);
+        if let Some(link) = link {
+            self.set_link(link);
+        }
     }
 }
 
 /// The first log-in: the server asks, the client answers.
-async fn log_in_first(
+pub(super) async fn log_in_first(
     client: &mut Stream,
     proxy: &Proxy,
     begun: &Begun,
+    pool: &PoolKey,
 ) -> Result<(LoggedIn, Vec<u8>), NotAttached> {
     let mut hold = Hold::new(&proxy.shared);
     let mut known = None;
@@ -223,14 +228,13 @@ async fn log_in_first(
             credentials: proxy.settings.credentials.as_deref(),
             end_point: None,
         };
-        let tls = &proxy.settings.server_tls;
         let logged_in = with_server(led, async |led| {
             // What the client has revealed need not be asked for again.
             let answerer = match &known {
                 Some(known) => Answerer::Us(known),
                 None => Answerer::Client(&mut asking, &mut known),
             };
-            log_in(led, tls, begun, answerer).await
+            log_in(led, proxy, pool, begun, answerer).await
         });
         let why = match logged_in.await {
             Ok(logged_in) => return Ok((logged_in, talk.rest())),

@@ -6,6 +6,7 @@ use super::{
     cancel::CancelKey,
     carry::{Carried, Snapshot},
     link::Link,
+    pool::{ClientEntry, Meter, NewClient, PoolKey},
     startup::Begun,
     stream::Stream,
 };
@@ -55,7 +56,7 @@ pub(crate) struct Withheld {
 }
 
 /// A reported parameter: name and value.
-type Parameter = (Box<[u8]>, Box<[u8]>);
+pub(crate) type Parameter = (Box<[u8]>, Box<[u8]>);
 
 /// See the module.
 pub(crate) struct Session<'a> {
@@ -92,10 +93,28 @@ pub(crate) struct Session<'a> {
     /// The state is being asked for; the client waits for its ReadyForQuery.
     pub asking: Option<Box<Snapshot>>,
     pub key: CancelKey,
+    pub pool: PoolKey,
+    /// What others may see of it.
+    pub entry: ClientEntry,
+    pub meter: Meter,
 }
 
 impl<'a> Session<'a> {
-    pub fn new(proxy: &'a Proxy, client: Stream, begun: Begun, from_client: Vec<u8>) -> Self {
+    pub fn new(
+        proxy: &'a Proxy,
+        client: Stream,
+        begun: Begun,
+        pool: PoolKey,
+        from_client: Vec<u8>,
+    ) -> Self {
+        let entry = proxy.pools.new_client(NewClient {
+            user: begun.user().to_vec(),
+            database: begun.database().to_vec(),
+            application_name: begun.application_name().to_vec(),
+            address: client.tcp().peer_addr().ok(),
+            local: client.tcp().local_addr().ok(),
+            tls: client.buffers(),
+        });
         Self {
             proxy,
             client,
@@ -120,6 +139,9 @@ impl<'a> Session<'a> {
             withheld: None,
             asking: None,
             key: proxy.cancels.enter(),
+            pool,
+            entry,
+            meter: Meter::default(),
         }
     }
 

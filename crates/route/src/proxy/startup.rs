@@ -31,6 +31,33 @@ impl Begun {
         self.parameter("user").unwrap_or_default()
     }
 
+    /// The database's name; without one, it is the user's.
+    pub fn database(&self) -> &[u8] {
+        self.parameter("database").filter(|name| !name.is_empty()).unwrap_or(self.user())
+    }
+
+    /// What it wants to be called; empty: nothing.
+    pub fn application_name(&self) -> &[u8] {
+        self.parameter("application_name").unwrap_or_default()
+    }
+
+    /// What makes its server connections different from others of the same user and database.
+    /// (`application_name` is set on a connection that is taken over.)
+    pub fn variant(&self) -> Vec<u8> {
+        let apart = [&b"user"[..], b"database", b"application_name"];
+        let mut others: Vec<_> =
+            self.parameters.iter().filter(|(name, _)| !apart.contains(&&name[..])).collect();
+        others.sort();
+        let mut out = Vec::new();
+        for (name, value) in others {
+            out.extend_from_slice(name);
+            out.push(0);
+            out.extend_from_slice(value);
+            out.push(0);
+        }
+        out
+    }
+
     /// Does it ask for replication? (The values are PostgreSQL's words for a boolean, and `database`.)
     pub fn is_replication(&self) -> bool {
         let Some(value) = self.parameter("replication") else { return false };

@@ -181,6 +181,7 @@ impl Session<'_> {
             b'S' | b'F' => self.open = false,
             _ => return self.sent(piece),
         }
+        self.meter.sent();
         let step = self.sent(piece);
         self.collect_names(tag, body);
         if matches!(tag, b'Q' | b'E' | b'F') {

@@ -1,0 +1,63 @@
+//! A session takes its server connection from the pool and gives it back.
+
+use super::{
+    attach::with_link,
+    link::Link,
+    pool::{ClientState, goodbye},
+    session::Session,
+    talk::Talk,
+};
+use sempre_wire::pg::{Side, write};
+use std::sync::atomic::Ordering::Relaxed;
+
+const SET_NAME: &[u8] = b"select pg_catalog.set_config('application_name', $1, false)";
+
+impl Session<'_> {
+    /// Makes a pooled connection the session's own. None: it is of no use.
+    pub(super) async fn from_pool(&mut self, mut link: Link) -> Option<Link> {
+        let cut = link.ticket.cut.clone();
+        let taken = with_link(&cut, async {
+            let name = self.begun.application_name();
+            if link.parameter(b"application_name").unwrap_or_default() != name {
+                set_name(&mut link, name).await?;
+            }
+            // An error that the client should hear comes again on a new connection.
+            self.restore(&mut link).await.ok()
+        });
+        taken.await?;
+        Some(link)
+    }
+
+    /// Leaves the server at the end of the session. It stays in the pool if it is as good as new.
+    pub(super) fn give_back(&mut self) {
+        self.key.runs(None);
+        self.entry.info.is(ClientState::Idle);
+        let Some(link) = self.link.take() else { return };
+        let clean = self.is_idle()
+            && !self.tracker.is_out_of_step()
+            && link.out.is_empty()
+            && link.kept.is_empty()
+            && link.down.at_boundary()
+            && link.cancelling.load(Relaxed) == 0
+            && self.proxy.pools.knows(&self.pool);
+        match clean {
+            true => self.proxy.pools.reset(self.pool.clone(), link),
+            false => goodbye(link),
+        }
+    }
+}
+
+async fn set_name(link: &mut Link, name: &[u8]) -> Option<()> {
+    let mut question = Vec::new();
+    write::parse(&mut question, b"", SET_NAME, &[]);
+    write::bind(&mut question, b"", b"", &[Some(name)]);
+    write::execute(&mut question, b"", 0);
+    write::sync(&mut question);
+    let mut talk = Talk::new(&mut link.stream, Side::Backend, std::mem::take(&mut link.kept));
+    let answers = talk.ask(&question, 1).await.ok()?;
+    link.kept = talk.rest();
+    for (name, value) in answers.parameters {
+        link.reported(&name, &value);
+    }
+    answers.errors.is_empty().then_some(())
+}
