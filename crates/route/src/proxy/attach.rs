@@ -7,6 +7,7 @@ use super::{
     lost::not_carriable,
     pool::ClientState,
     session::{Over, Session},
+    talk::Answers,
 };
 use crate::{
     farewell,
@@ -14,7 +15,7 @@ use crate::{
     sessions::Cut,
     stats::count,
 };
-use sempre_wire::pg::{ErrorResponse, sqlstate, write};
+use sempre_wire::pg::{ErrorResponse, sqlstate, track::Statements, write};
 use std::{future::poll_fn, sync::atomic::Ordering::Relaxed, task::Poll, time::Duration};
 use tokio::time;
 
@@ -127,6 +128,7 @@ impl Session<'_> {
         self.entry.info.is(ClientState::Active);
         self.entry.info.server.store(link.info.number, Relaxed);
         link.info.used_by(self.entry.info.number);
+        self.attached += 1;
         self.link = Some(link);
     }
 
@@ -141,8 +143,17 @@ impl Session<'_> {
 
     /// Brings a connection to the session's state, and tells the client what is different.
     pub(super) async fn restore(&mut self, link: &mut Link) -> Result<(), NoLink> {
-        let statements = self.tracker.statements();
-        let restored = self.carried.restore(statements, &mut link.stream, &mut link.kept).await;
+        // Of one that shares its connections nothing needs to be restored; its prepared
+        // statements come when they are used.
+        let none = Statements::default();
+        let statements = match self.shares() {
+            true => &none,
+            false => self.tracker.statements(),
+        };
+        let restored = match self.shares() && !self.pinned {
+            true => Ok(Answers::default()),
+            false => self.carried.restore(statements, &mut link.stream, &mut link.kept).await,
+        };
         let restored = restored.map_err(|error| match error {
             RestoreError::Talk(error) => NoLink::NotYet(error.to_string()),
             RestoreError::Refused(_) => match not_carriable(&format!("{error}.")) {

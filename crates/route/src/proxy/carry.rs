@@ -79,9 +79,29 @@ pub(crate) struct Carried {
 
 impl Carried {
     /// The server described the session.
-    pub fn described(&mut self, snapshot: Box<Snapshot>, statements: &mut Statements) {
-        statements.retain(|name| snapshot.protocol.iter().any(|known| known[..] == *name));
+    /// `renamed`: the client's statements have other names on the server.
+    pub fn described(
+        &mut self,
+        snapshot: Box<Snapshot>,
+        statements: &mut Statements,
+        renamed: bool,
+    ) {
+        if !renamed {
+            statements.retain(|name| snapshot.protocol.iter().any(|known| known[..] == *name));
+        }
         self.snapshot = Some(snapshot);
+    }
+
+    /// Has it anything that the next one on its connection must not find?
+    pub fn is_of_its_own(&self, user: &[u8]) -> bool {
+        self.snapshot.as_ref().is_some_and(|snapshot| {
+            snapshot.settings.iter().any(|(name, _)| name != b"application_name")
+                || snapshot.session_authorization.as_deref().is_some_and(|known| known != user)
+                || snapshot.role.is_some()
+                || snapshot.listens()
+                || !snapshot.prepared.is_empty()
+                || !snapshot.stuck.is_empty()
+        })
     }
 
     /// Does the session wait for notifications?

@@ -111,6 +111,9 @@ impl Session<'_> {
     fn server_piece(&mut self, piece: &Piece<'_>) -> Step {
         let Heard { whose, what } = self.tracker.heard(piece);
         let ours = whose == Whose::Proxy;
+        if let (What::Error { .. }, Some(link)) = (&what, &mut self.link) {
+            link.known.failed();
+        }
         match what {
             What::Row | What::Answer if !ours => Step::Pass,
             What::Answer if matches!(piece, Piece::Whole(_)) => Step::Swallow,
@@ -132,6 +135,7 @@ impl Session<'_> {
             },
             What::Ready(status) => self.ready(status),
             What::Error { fields, fatal: true } => self.server_ends(&fields),
+            What::Error { fatal: false, .. } if ours && self.may_be_theirs() => Step::Pass,
             What::Error { fields, fatal: false } if ours => {
                 let (code, message) = talk::texts(&fields);
                 tracing::warn!(code, message, "a question of the router failed");
@@ -167,6 +171,13 @@ impl Session<'_> {
         }
     }
 
+    /// A Parse that was put in front of a client's message fails in its place.
+    fn may_be_theirs(&self) -> bool {
+        self.asking.is_none()
+            && self.withheld.is_none()
+            && self.link.as_ref().is_some_and(|link| link.known.is_fresh())
+    }
+
     /// The server said FATAL.
     fn server_ends(&mut self, fields: &Fields<'_>) -> Step {
         let Some(link) = &mut self.link else { return Step::Swallow };
@@ -183,6 +194,9 @@ impl Session<'_> {
 
     /// The client's command ended.
     fn command(&mut self, tag: &[u8], text: Text) {
+        if matches!(tag, b"DEALLOCATE ALL" | b"DISCARD ALL") {
+            self.names.clear();
+        }
         if matches!(tag, b"COMMIT" | b"ROLLBACK" | b"PREPARE TRANSACTION") {
             // Another transaction may follow in the same exchange (AND CHAIN).
             self.xid = Xid::Unknown;
@@ -211,6 +225,7 @@ impl Session<'_> {
             return Step::Pass;
         }
         let Some(link) = &mut self.link else { return Step::Pass };
+        link.known.all_answered();
         if status == TransactionStatus::Idle && self.touched.any(Hints::STATE) {
             self.touched = Hints::NONE;
             self.asking = Some(Box::default());
@@ -258,7 +273,9 @@ impl Session<'_> {
     /// A question of ours is answered, and with it what waited for it.
     fn release(&mut self) -> Option<Event> {
         if let Some(asking) = self.asking.take() {
-            self.carried.described(asking, self.tracker.statements_mut());
+            let shares = self.shares();
+            self.carried.described(asking, self.tracker.statements_mut(), shares);
+            self.pinned = shares && self.carried.is_of_its_own(self.begun.user());
             self.key.guard(false);
             write::ready_for_query(&mut self.to_client, self.tracker.status());
             return None;

@@ -4,6 +4,7 @@ use super::{
     Proxy,
     auth::{Asking, Secret, Showing},
     pool::{NewServer, Place, PoolKey, ServerEntry},
+    prepared::Known,
     session::Parameter,
     startup::Begun,
     stream::Stream,
@@ -59,6 +60,8 @@ pub(crate) struct Link {
     pub info: ServerEntry,
     /// Cancel requests that are on their way to it.
     pub cancelling: Arc<AtomicUsize>,
+    /// Statements of all clients (transaction pooling).
+    pub known: Known,
 }
 
 impl Link {
@@ -80,6 +83,7 @@ impl Link {
     /// What was prepared on it may be gone.
     pub fn forget_statements(&mut self) {
         (self.xid_prepared, self.state_prepared) = (false, false);
+        self.known.clear();
     }
 }
 
@@ -258,6 +262,7 @@ pub(crate) async fn log_in(
         parameters: Vec::new(),
         info,
         cancelling: Arc::default(),
+        known: Known::default(),
     };
     for (name, value) in &parameters {
         link.reported(name, value);

@@ -39,6 +39,7 @@ mod lost;
 mod names;
 mod own;
 mod pool;
+mod prepared;
 mod pump;
 mod resolve;
 mod serve;

@@ -41,6 +41,8 @@ pub(crate) enum Event {
     Lost(Loss),
     /// The server is to be left: it hands over, and nothing is under way.
     Drain,
+    /// The server connection was given back to the pool.
+    Shared,
     /// The session cannot go on.
     Fatal(ErrorResponse),
 }
@@ -92,6 +94,9 @@ impl Session<'_> {
         let draining = self.link.as_ref().is_some_and(|link| link.ticket.cut.is_draining());
         if draining && self.is_idle() && self.given == self.to_client.len() {
             return Poll::Ready(Event::Drain);
+        }
+        if self.link.is_some() && self.share() {
+            return Poll::Ready(Event::Shared);
         }
         Poll::Pending
     }

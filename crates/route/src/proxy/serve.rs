@@ -57,6 +57,9 @@ pub(crate) async fn run(client: TcpStream, proxy: &Proxy) {
                 _ = closing.wait_for(|closing| *closing) => break shutdown(),
             }
         };
+        if matches!(event, Event::Shared) {
+            continue;
+        }
         // Boxed, as it is rare and large.
         let handle = Box::pin(handle(&mut session, event));
         tokio::select! {
@@ -75,6 +78,7 @@ fn shutdown() -> Over {
 
 async fn handle(session: &mut Session<'_>, event: Event) -> Result<(), Over> {
     match event {
+        Event::Shared => Ok(()),
         Event::ClientGone => Err(Over::Silent),
         Event::NeedServer => {
             session.flush().await.map_err(|_| Over::Silent)?;

@@ -7,6 +7,7 @@ use super::{
     carry::{Carried, Snapshot},
     link::Link,
     pool::{ClientEntry, Meter, NewClient, PoolKey},
+    prepared::Names,
     startup::Begun,
     stream::Stream,
 };
@@ -97,6 +98,13 @@ pub(crate) struct Session<'a> {
     /// What others may see of it.
     pub entry: ClientEntry,
     pub meter: Meter,
+    /// It has state of its own, and keeps its server connection (transaction pooling).
+    pub pinned: bool,
+    /// The same, whatever the server says.
+    pub pinned_for_good: bool,
+    pub names: Names,
+    /// Counts the connections it got.
+    pub attached: u64,
 }
 
 impl<'a> Session<'a> {
@@ -142,6 +150,10 @@ impl<'a> Session<'a> {
             pool,
             entry,
             meter: Meter::default(),
+            pinned: false,
+            pinned_for_good: false,
+            names: Names::default(),
+            attached: 0,
         }
     }
 

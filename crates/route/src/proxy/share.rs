@@ -7,7 +7,8 @@ use super::{
     session::Session,
     talk::Talk,
 };
-use sempre_wire::pg::{Side, write};
+use crate::PoolMode;
+use sempre_wire::pg::{Side, track::Hints, write};
 use std::sync::atomic::Ordering::Relaxed;
 
 const SET_NAME: &[u8] = b"select pg_catalog.set_config('application_name', $1, false)";
@@ -26,6 +27,32 @@ impl Session<'_> {
         });
         taken.await?;
         Some(link)
+    }
+
+    /// Does it share its connections with others, a transaction at a time?
+    pub(super) fn shares(&self) -> bool {
+        self.proxy.settings.pool.mode == PoolMode::Transaction && !self.secret_is_spent()
+    }
+
+    /// Gives the connection back between two transactions. True: it did.
+    pub(super) fn share(&mut self) -> bool {
+        if !self.shares() || self.pinned || self.pinned_for_good || !self.is_idle() {
+            return false;
+        }
+        let waits = |link: &Link| link.out.is_empty() && link.kept.is_empty() && !link.flush;
+        let quiet = self.given == self.to_client.len()
+            && self.from_client.is_empty()
+            && !self.touched.any(Hints::STATE)
+            && !self.tracker.is_out_of_step();
+        let Some(link) = self.link.take_if(|link| quiet && waits(link)) else { return false };
+        self.key.runs(None);
+        self.entry.info.is(ClientState::Idle);
+        match link.cancelling.load(Relaxed) {
+            0 => self.proxy.pools.put(&self.pool, link),
+            // A cancel request must not hit the next one.
+            _ => goodbye(link),
+        }
+        true
     }
 
     /// Leaves the server at the end of the session. It stays in the pool if it is as good as new.

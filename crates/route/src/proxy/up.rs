@@ -38,6 +38,8 @@ pub(crate) enum Stop {
 /// What becomes of a message.
 enum Step {
     Forward,
+    /// Forward this in its place.
+    Replace(Vec<u8>),
     /// Ask for the transaction's id first, then look at it again.
     AskXid,
     Drop,
@@ -60,6 +62,11 @@ impl Session<'_> {
                 Step::Forward => {}
                 Step::Drop => {
                     self.send(&bytes[from..at]);
+                    from = at + size;
+                }
+                Step::Replace(renamed) => {
+                    self.send(&bytes[from..at]);
+                    self.send(&renamed);
                     from = at + size;
                 }
                 Step::AskXid => {
@@ -182,7 +189,17 @@ impl Session<'_> {
             _ => return self.sent(piece),
         }
         self.meter.sent();
-        let step = self.sent(piece);
+        let renamed = match self.shares() {
+            true => self.renamed(tag, body, piece),
+            false => None,
+        };
+        let mut step = self.sent(piece);
+        if let (Some(renamed), Step::Forward) = (renamed, &step) {
+            step = Step::Replace(renamed);
+        }
+        if let (b'S' | b'Q' | b'F', Some(link)) = (tag, &mut self.link) {
+            link.known.cycle_ends();
+        }
         self.collect_names(tag, body);
         if matches!(tag, b'Q' | b'E' | b'F') {
             // What runs behind the question may get an id.

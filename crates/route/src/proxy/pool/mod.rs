@@ -29,7 +29,7 @@ pub(crate) use info::{
 pub(crate) use let_in::Asked;
 pub(crate) use place::Place;
 
-use super::{link::Link, startup::Begun};
+use super::{link::Link, prepared::Registry, startup::Begun};
 use crate::{Mode, PoolSettings, Role, hold::Shared};
 use let_in::LetIn;
 use std::{
@@ -87,6 +87,7 @@ pub(crate) struct Pools {
     servers: Mutex<BTreeMap<u64, Arc<ServerInfo>>>,
     /// Somebody gave a place back (for PAUSE).
     pub left: Notify,
+    pub statements: Registry,
 }
 
 /// User and database.
@@ -131,6 +132,7 @@ impl Pools {
             clients: Mutex::default(),
             servers: Mutex::default(),
             left: Notify::new(),
+            statements: Registry::default(),
         }
     }
 
