@@ -51,6 +51,7 @@ impl Entry {
 pub(crate) struct Cut {
     reason: OnceLock<CutReason>,
     draining: AtomicBool,
+    leaving: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -70,6 +71,22 @@ impl Cut {
     /// Is the primary about to hand over? Transactions that are open may end; none is begun.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Relaxed)
+    }
+
+    /// Its connection is wanted back as soon as nothing is under way on it.
+    pub fn leave(&self) {
+        self.leaving.store(true, Relaxed);
+        self.waker.wake();
+    }
+
+    /// It is wanted back. Asked once for each time that somebody has it.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Relaxed)
+    }
+
+    /// Somebody may have it again.
+    pub fn stay(&self) {
+        self.leaving.store(false, Relaxed);
     }
 
     /// The reason, if it was cut; otherwise the task of `context` is woken when it is.

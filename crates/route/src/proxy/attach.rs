@@ -89,7 +89,7 @@ impl Session<'_> {
             None => NotAttached::ClientGone,
         })?);
         while let Some(link) = proxy.pools.take(&self.pool) {
-            if let Some(mut link) = self.from_pool(link).await {
+            if let Some(mut link) = self.make_own(link).await {
                 link.place = place;
                 self.set_link(link);
                 return Ok(());

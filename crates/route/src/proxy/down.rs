@@ -88,6 +88,7 @@ impl Session<'_> {
                     self.client_flush = self.client.buffers();
                     let counter = &self.proxy.shared.counters.bytes_to_client;
                     counter.fetch_add(count as u64, Relaxed);
+                    self.pool.pool.counts.sent.fetch_add(count as u64, Relaxed);
                 }
                 Poll::Ready(Err(_)) => return Some(Event::ClientGone),
                 Poll::Pending => {}

@@ -52,7 +52,7 @@ pub(crate) struct Link {
     pub place: Option<Place>,
     /// See [`PoolKey::variant`].
     pub variant: Arc<[u8]>,
-    /// See [`super::pool::Pools::epoch`].
+    /// See [`super::pool::Pool::epoch`].
     pub epoch: u64,
     pub born: Instant,
     /// As the server reported them last.
@@ -140,7 +140,7 @@ pub(crate) async fn log_in(
     let Led { server, ticket, candidate, host } = led;
     let (member, role) = (candidate.target.member, candidate.role);
     let generation = candidate.generation;
-    let epoch = proxy.pools.epoch();
+    let epoch = pool.pool.epoch();
     let address = server.peer_addr().ok();
     let mut stream = encrypted(server, &proxy.settings.server_tls, &host).await?;
     let mut asked = false;
@@ -237,6 +237,7 @@ pub(crate) async fn log_in(
         local: stream.tcp().local_addr().ok(),
         process,
         tls: stream.buffers(),
+        cut: ticket.cut.clone(),
     });
     let mut link = Link {
         stream,

@@ -67,7 +67,7 @@ pub(super) async fn log_in_pooled(
 }
 
 /// Asks the client for its password, as the servers would. None: a server has to.
-async fn prove(
+pub(super) async fn prove(
     client: &mut Stream,
     proxy: &Proxy,
     begun: &Begun,

@@ -28,6 +28,7 @@
 //!   answer is then withheld until it is safe.
 //! - `pg_terminate_backend` ends the server connection, not the session.
 
+mod admin;
 mod attach;
 mod auth;
 mod cancel;

@@ -36,8 +36,11 @@ pub(crate) struct Shared {
 /// All texts.
 #[derive(Default)]
 pub(crate) struct Registry {
-    inner: Mutex<(u64, HashMap<Arc<[u8]>, Arc<Shared>>)>,
+    inner: Mutex<(u64, Texts)>,
 }
+
+/// By what stands behind the name in a Parse.
+type Texts = HashMap<Arc<[u8]>, Arc<Shared>>;
 
 impl Registry {
     fn get(&self, behind: &[u8]) -> Arc<Shared> {

@@ -91,7 +91,8 @@ impl Session<'_> {
         if over && self.given == self.to_client.len() {
             return Poll::Ready(Event::ClientGone);
         }
-        let draining = self.link.as_ref().is_some_and(|link| link.ticket.cut.is_draining());
+        let draining = self.link.as_ref().is_some_and(|link| link.ticket.cut.is_draining())
+            || self.is_asked_to_leave();
         if draining && self.is_idle() && self.given == self.to_client.len() {
             return Poll::Ready(Event::Drain);
         }
@@ -191,6 +192,7 @@ impl Session<'_> {
             self.given += written;
             self.client_flush = client.buffers();
             self.proxy.shared.counters.bytes_to_client.fetch_add(written as u64, Relaxed);
+            self.pool.pool.counts.sent.fetch_add(written as u64, Relaxed);
         }
         if self.client_flush {
             ready!(Pin::new(client).poll_flush(context))?;
@@ -214,6 +216,7 @@ impl Session<'_> {
             link.sent += written;
             link.flush = link.stream.buffers();
             self.proxy.shared.counters.bytes_to_server.fetch_add(written as u64, Relaxed);
+            self.pool.pool.counts.received.fetch_add(written as u64, Relaxed);
         }
         if link.flush {
             ready!(Pin::new(&mut link.stream).poll_flush(context))?;

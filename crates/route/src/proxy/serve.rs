@@ -1,7 +1,7 @@
 //! The life of one client connection, from its first byte to its last.
 
 use super::{
-    Proxy,
+    Proxy, admin,
     attach::{NotAttached, held_in_vain, not_encrypted, with_server},
     auth::Asking,
     link::{Answerer, LoggedIn, NoLink, log_in},
@@ -14,7 +14,7 @@ use super::{
     talk::Talk,
 };
 use crate::{
-    CutReason, farewell,
+    ADMIN_DATABASE, CutReason, farewell,
     first::{First, Kind},
     hold::Hold,
     session as pass,
@@ -86,6 +86,10 @@ async fn handle(session: &mut Session<'_>, event: Event) -> Result<(), Over> {
         }
         Event::Lost(loss) => session.lost(loss).await,
         Event::Fatal(error) => Err(Over::Error(error)),
+        Event::Drain if session.is_asked_to_leave() => {
+            session.give_back();
+            Ok(())
+        }
         Event::Drain => {
             session.leave();
             match session.carried.stuck(session.tracker.statements()) {
@@ -176,6 +180,10 @@ async fn begin<'a>(client: TcpStream, proxy: &'a Proxy) -> Option<Box<Session<'a
         let options: Vec<_> = begun.options.iter().map(Vec::as_slice).collect();
         write::negotiate_protocol_version(&mut answer, 0, &options);
         client.write_all(&answer).await.ok()?;
+    }
+    if begun.database() == ADMIN_DATABASE.as_bytes() && !proxy.settings.admin_users.is_empty() {
+        Box::pin(admin::run(client, proxy, &begun)).await;
+        return None;
     }
     let pool = proxy.pools.key(&begun);
     match log_in_pooled(&mut client, proxy, &begun, &pool).await {

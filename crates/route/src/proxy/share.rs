@@ -15,7 +15,7 @@ const SET_NAME: &[u8] = b"select pg_catalog.set_config('application_name', $1, f
 
 impl Session<'_> {
     /// Makes a pooled connection the session's own. None: it is of no use.
-    pub(super) async fn from_pool(&mut self, mut link: Link) -> Option<Link> {
+    pub(super) async fn make_own(&mut self, mut link: Link) -> Option<Link> {
         let cut = link.ticket.cut.clone();
         let taken = with_link(&cut, async {
             let name = self.begun.application_name();
@@ -53,6 +53,18 @@ impl Session<'_> {
             _ => goodbye(link),
         }
         true
+    }
+
+    /// Is its server connection wanted back before its end (PAUSE, RECONNECT), and can what
+    /// belongs to the session be restored on another one?
+    pub(super) fn is_asked_to_leave(&self) -> bool {
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.ticket.cut.is_leaving() && !link.ticket.cut.is_draining())
+            && !self.secret_is_spent()
+            && !self.tracker.is_out_of_step()
+            && !self.touched.any(Hints::STATE)
+            && self.carried.stuck(self.tracker.statements()).is_none()
     }
 
     /// Leaves the server at the end of the session. It stays in the pool if it is as good as new.

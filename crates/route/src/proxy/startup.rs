@@ -36,6 +36,14 @@ impl Begun {
         self.parameter("database").filter(|name| !name.is_empty()).unwrap_or(self.user())
     }
 
+    /// The same for another database.
+    pub fn for_database(&self, name: &str) -> Self {
+        let mut parameters = self.parameters.clone();
+        parameters.retain(|(name, _)| name != b"database");
+        parameters.push((b"database".to_vec(), name.into()));
+        Self { minor: self.minor, options: self.options.clone(), parameters }
+    }
+
     /// What it wants to be called; empty: nothing.
     pub fn application_name(&self) -> &[u8] {
         self.parameter("application_name").unwrap_or_default()

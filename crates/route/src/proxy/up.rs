@@ -95,6 +95,7 @@ impl Session<'_> {
                     link.flush = link.stream.buffers();
                     let counter = &self.proxy.shared.counters.bytes_to_server;
                     counter.fetch_add(count as u64, Relaxed);
+                    self.pool.pool.counts.received.fetch_add(count as u64, Relaxed);
                 }
                 Poll::Pending => {}
                 Poll::Ready(_) => return Looked { taken: at, stop: Some(Stop::Broken) },
@@ -174,7 +175,7 @@ impl Session<'_> {
         if self.withheld.is_some() || !self.tracker.has_room(OUR_MESSAGES) {
             return Step::Stop(Stop::Wait);
         }
-        if link.ticket.cut.is_draining() && self.is_idle() {
+        if self.is_idle() && (link.ticket.cut.is_draining() || self.is_asked_to_leave()) {
             return Step::Stop(Stop::Event(Event::Drain));
         }
         match tag {

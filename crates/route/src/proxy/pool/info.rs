@@ -1,6 +1,7 @@
 //! Who is there, and what was done: for the admin database and for metrics.
 
 use super::{Pool, Pools, lock};
+use crate::sessions::Cut;
 use std::{
     net::SocketAddr,
     sync::{
@@ -91,6 +92,7 @@ pub(crate) struct ServerInfo {
     pub process: u32,
     pub tls: bool,
     pub connected: SystemTime,
+    cut: Arc<Cut>,
     /// The client that has it; 0: none.
     client: AtomicU64,
 }
@@ -98,10 +100,16 @@ pub(crate) struct ServerInfo {
 impl ServerInfo {
     pub fn idle(&self) {
         self.client.store(0, Relaxed);
+        self.cut.stay();
     }
 
     pub fn used_by(&self, client: u64) {
         self.client.store(client, Relaxed);
+    }
+
+    /// It is wanted back.
+    pub fn leave(&self) {
+        self.cut.leave();
     }
 
     pub fn client(&self) -> u64 {
@@ -140,6 +148,7 @@ pub(crate) struct NewServer {
     pub local: Option<SocketAddr>,
     pub process: u32,
     pub tls: bool,
+    pub cut: Arc<Cut>,
 }
 
 /// What is to be known of a new client.
@@ -154,7 +163,7 @@ pub(crate) struct NewClient {
 
 impl Pools {
     pub fn new_server(self: &Arc<Self>, new: NewServer) -> ServerEntry {
-        let NewServer { user, database, member, address, local, process, tls } = new;
+        let NewServer { user, database, member, address, local, process, tls, cut } = new;
         let info = Arc::new(ServerInfo {
             number: self.number(),
             user,
@@ -165,6 +174,7 @@ impl Pools {
             process,
             tls,
             connected: SystemTime::now(),
+            cut,
             client: AtomicU64::new(0),
         });
         lock(&self.servers).insert(info.number, info.clone());
@@ -231,6 +241,31 @@ pub struct PoolInfo {
     pub query_us: u64,
     /// Time that clients waited for a server connection, us (`total_wait_time`).
     pub wait_us: u64,
+}
+
+impl PoolInfo {
+    /// Under the names that pgbouncer_exporter gives them; labels are `database` and `user`. (The
+    /// `pgbouncer_stats_` ones have only `database` there: sums of what is here.)
+    pub fn metrics(&self) -> [(&'static str, f64); 12] {
+        let seconds = |us: u64| us as f64 / 1e6;
+        [
+            (
+                "pgbouncer_pools_client_active_connections",
+                (self.clients_active + self.clients_idle) as f64,
+            ),
+            ("pgbouncer_pools_client_waiting_connections", self.clients_waiting as f64),
+            ("pgbouncer_pools_server_active_connections", self.servers_active as f64),
+            ("pgbouncer_pools_server_idle_connections", self.servers_idle as f64),
+            ("pgbouncer_pools_client_maxwait_seconds", seconds(self.max_wait_us)),
+            ("pgbouncer_stats_sql_transactions_pooled_total", self.transactions as f64),
+            ("pgbouncer_stats_queries_pooled_total", self.queries as f64),
+            ("pgbouncer_stats_received_bytes_total", self.received_bytes as f64),
+            ("pgbouncer_stats_sent_bytes_total", self.sent_bytes as f64),
+            ("pgbouncer_stats_server_in_transaction_seconds_total", seconds(self.transaction_us)),
+            ("pgbouncer_stats_queries_duration_seconds_total", seconds(self.query_us)),
+            ("pgbouncer_stats_client_wait_seconds_total", seconds(self.wait_us)),
+        ]
+    }
 }
 
 impl Pools {

@@ -57,6 +57,13 @@ impl Pools {
         known.insert(key.variant.clone(), LetIn { asked, parameters, at: Instant::now() });
     }
 
+    /// Everybody is asked again.
+    pub fn forget_log_ins(&self) {
+        for pool in self.all() {
+            lock(&pool.let_in).clear();
+        }
+    }
+
     /// Was somebody like this ever let in?
     pub fn knows(&self, key: &PoolKey) -> bool {
         lock(&key.pool.let_in).contains_key(&key.variant)

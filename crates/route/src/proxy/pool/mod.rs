@@ -21,7 +21,6 @@ mod let_in;
 mod place;
 mod reset;
 
-pub(crate) use enter::NotEntered;
 pub use info::PoolInfo;
 pub(crate) use info::{
     ClientEntry, ClientInfo, ClientState, Meter, NewClient, NewServer, ServerEntry, ServerInfo,
@@ -79,8 +78,6 @@ pub(crate) struct Pools {
     pub settings: PoolSettings,
     shared: Arc<Shared>,
     pools: Mutex<HashMap<Name, Arc<Pool>>>,
-    /// Connections of earlier epochs are not used again (RECONNECT).
-    epoch: AtomicU64,
     pub paused: watch::Sender<Paused>,
     next: AtomicU64,
     clients: Mutex<BTreeMap<u64, Arc<ClientInfo>>>,
@@ -104,6 +101,8 @@ pub(crate) struct Pool {
     let_in: Mutex<HashMap<Arc<[u8]>, LetIn>>,
     /// Who waits for a place, since when.
     waiting: Mutex<BTreeMap<u64, Instant>>,
+    /// Connections of earlier epochs are not used again (RECONNECT).
+    epoch: AtomicU64,
     pub counts: info::Counts,
 }
 
@@ -126,7 +125,6 @@ impl Pools {
             settings,
             shared,
             pools: Mutex::default(),
-            epoch: AtomicU64::new(0),
             paused: watch::Sender::default(),
             next: AtomicU64::new(1),
             clients: Mutex::default(),
@@ -156,15 +154,11 @@ impl Pools {
                 idle: Mutex::default(),
                 let_in: Mutex::default(),
                 waiting: Mutex::default(),
+                epoch: AtomicU64::new(0),
                 counts: info::Counts::default(),
             })
         });
         PoolKey { pool: pool.clone(), variant: begun.variant().into() }
-    }
-
-    /// The number of the connections that are made now.
-    pub fn epoch(&self) -> u64 {
-        self.epoch.load(Relaxed)
     }
 
     /// An idle connection that fits.
@@ -177,7 +171,7 @@ impl Pools {
                 continue;
             }
             let mut link = idle.remove(at).link;
-            if self.is_usable(&mut link) {
+            if self.is_usable(&key.pool, &mut link) {
                 return Some(link);
             }
             at = at.min(idle.len());
@@ -197,10 +191,10 @@ impl Pools {
     /// Gives back a connection on which nothing is under way and that nothing was left on.
     pub fn put(&self, key: &PoolKey, mut link: Link) {
         let place = link.place.take();
-        if self.is_usable(&mut link) {
+        if self.is_usable(&key.pool, &mut link) {
             let mut idle = lock(&key.pool.idle);
             // Under the lock, so that `close` does not miss it.
-            if link.epoch == self.epoch() {
+            if link.epoch == key.pool.epoch() {
                 link.info.idle();
                 idle.push(Idle { link, since: Instant::now() });
             }
@@ -235,11 +229,11 @@ impl Pools {
     }
 
     /// Is it worth keeping: alive, not cut, not too old?
-    fn is_usable(&self, link: &mut Link) -> bool {
+    fn is_usable(&self, pool: &Pool, link: &mut Link) -> bool {
         let lifetime = self.settings.server_lifetime_ms;
         let old = lifetime > 0 && link.born.elapsed() >= Duration::from_millis(lifetime);
         let cut = link.ticket.cut.reason().is_some() || link.ticket.cut.is_draining();
-        !old && !cut && link.epoch == self.epoch() && is_silent(link)
+        !old && !cut && link.epoch == pool.epoch() && is_silent(link)
     }
 
     /// Closes what nobody should get any more.
@@ -251,7 +245,7 @@ impl Pools {
             let all = std::mem::take(&mut *idle);
             for mut one in all {
                 let idles = !limit.is_zero() && one.since.elapsed() >= limit;
-                if !idles && self.is_usable(&mut one.link) {
+                if !idles && self.is_usable(&pool, &mut one.link) {
                     idle.push(one);
                 } else {
                     goodbye(one.link);
@@ -260,9 +254,13 @@ impl Pools {
         }
     }
 
-    /// Nobody gets a connection again that there is now.
-    pub fn reconnect(&self) {
-        self.epoch.fetch_add(1, Relaxed);
+    /// Nobody gets a connection again that there is now, to one database or all.
+    pub fn reconnect(&self, database: Option<&[u8]>) {
+        for pool in self.all() {
+            if database.is_none_or(|name| name == pool.database) {
+                pool.epoch.fetch_add(1, Relaxed);
+            }
+        }
         self.tidy();
     }
 
@@ -288,6 +286,11 @@ impl Pools {
 }
 
 impl Pool {
+    /// The number of the connections that are made now.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Relaxed)
+    }
+
     pub fn in_use(&self) -> usize {
         self.in_use.load(Relaxed)
     }
