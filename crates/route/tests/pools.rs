@@ -93,6 +93,24 @@ async fn no_more_than_fit_and_who_waits_too_long_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_connections_make_room_on_a_server_that_is_full() {
+    let pair = pair();
+    let routed = pooled(&pair, PoolSettings::default());
+    let role = "drop role if exists few; create role few login connection limit 1";
+    direct(&pair.old).await.batch_execute(role).await.unwrap();
+    let dsn = routed.plain().replace("user=postgres", "user=few");
+    let pid = stdout(&psql(&dsn, PID).await);
+    until("it is idle", || idle(&routed) == 1).await;
+    let other = format!("{dsn} options='-c work_mem=3MB'");
+    assert!(stdout(&psql(&other, PID).await) != pid);
+    // In use, it makes none.
+    let (_holds, _connection) = connect(&dsn).await.unwrap();
+    until("it has one", || in_use(&routed) == 1 && idle(&routed) == 0).await;
+    let said = stderr(&psql(&other.replace("3MB", "2MB"), PID).await);
+    assert!(said.contains("too many connections for role"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_connections_leave_a_primary_that_hands_over_and_clients_come_in_meanwhile() {
     let pair = pair();
     let routed = pooled(&pair, PoolSettings::default());

@@ -215,10 +215,12 @@ pub(crate) async fn log_in(
             Backend::NoticeResponse(_) => notices.extend_from_slice(&heard.raw()),
             Backend::ErrorResponse(fields) => {
                 let (code, text) = texts(&fields);
+                // Its limit counts what is idle in pools too: without that there may be room.
+                let freed = code == sqlstate::TOO_MANY_CONNECTIONS && proxy.pools.close_idle();
                 let not_yet = code == sqlstate::CANNOT_CONNECT_NOW
                     || (code == sqlstate::ADMIN_SHUTDOWN)
                     || (code == sqlstate::TOO_MANY_CONNECTIONS
-                        && matches!(answerer, Answerer::Us(_)));
+                        && (freed || matches!(answerer, Answerer::Us(_))));
                 return Err(match not_yet && !asked {
                     true => NoLink::NotYet(format!("{member} says: {text}")),
                     false => NoLink::Refused(heard.raw()),

@@ -52,6 +52,8 @@ const LET_IN_FOR: Duration = Duration::from_secs(60);
 const POOLS_MAX: usize = 1_000;
 /// Sets of start-up parameters of one pool whose log-ins are remembered.
 const VARIANTS_MAX: usize = 64;
+/// How long a server may take to notice that a connection is closed, and to count it no more.
+const SERVER_NOTICES: Duration = Duration::from_secs(2);
 /// How often idle connections are looked at.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 
@@ -85,6 +87,8 @@ pub(crate) struct Pools {
     /// Somebody gave a place back (for PAUSE).
     pub left: Notify,
     pub statements: Registry,
+    /// When idle connections were closed to make room on a server.
+    closed_idle: Mutex<Option<Instant>>,
 }
 
 /// User and database.
@@ -131,6 +135,7 @@ impl Pools {
             servers: Mutex::default(),
             left: Notify::new(),
             statements: Registry::default(),
+            closed_idle: Mutex::default(),
         }
     }
 
@@ -252,6 +257,22 @@ impl Pools {
                 }
             }
         }
+    }
+
+    /// Closes all idle connections. True: there were some, now or a moment ago.
+    pub fn close_idle(&self) -> bool {
+        let mut closed = false;
+        for pool in self.all() {
+            for idle in std::mem::take(&mut *lock(&pool.idle)) {
+                goodbye(idle.link);
+                closed = true;
+            }
+        }
+        let mut last = lock(&self.closed_idle);
+        if closed {
+            *last = Some(Instant::now());
+        }
+        last.is_some_and(|last| last.elapsed() < SERVER_NOTICES)
     }
 
     /// Nobody gets a connection again that there is now, to one database or all.
