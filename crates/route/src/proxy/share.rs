@@ -69,6 +69,10 @@ impl Session<'_> {
 
     /// Leaves the server at the end of the session. It stays in the pool if it is as good as new.
     pub(super) fn give_back(&mut self) {
+        // Between two transactions nothing of its own is on it.
+        if self.share() {
+            return;
+        }
         self.key.runs(None);
         self.entry.info.is(ClientState::Idle);
         let Some(link) = self.link.take() else { return };
