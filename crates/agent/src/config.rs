@@ -4,6 +4,7 @@
 use sempre_model::{
     Member, MemberId, MemberKind, NodeId, Path as NetPath, Tags, member::Ports, policy::nearest,
 };
+use sempre_route::PoolSettings;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -69,6 +70,20 @@ pub struct Route {
     pub enabled: bool,
     /// What becomes of a client's session when the primary changes.
     pub style: RouteStyle,
+    /// A certificate (with its chain, PEM) for clients that encrypt; they are then always offered
+    /// it. Without, they get the member's where the policy's `client_tls` says so; or, where the
+    /// databases have one of the administrator's, that one, and such sessions are not carried.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key, PEM.
+    pub key_file: Option<PathBuf>,
+    /// Refuse clients that do not encrypt.
+    pub require_tls: bool,
+    /// Who signed the databases' certificates, where those are the administrator's (PEM).
+    pub database_ca_file: Option<PathBuf>,
+    /// Who may use the admin database `sempre`; nobody: there is none.
+    pub admin_users: Vec<String>,
+    /// How server connections are shared.
+    pub pool: PoolSettings,
 }
 
 /// How routing treats the sessions of its clients.
@@ -112,7 +127,16 @@ pub enum RestTls {
 
 impl Default for Route {
     fn default() -> Self {
-        Self { enabled: true, style: RouteStyle::Carry }
+        Self {
+            enabled: true,
+            style: RouteStyle::Carry,
+            cert_file: None,
+            key_file: None,
+            require_tls: false,
+            database_ca_file: None,
+            admin_users: Vec::new(),
+            pool: PoolSettings::default(),
+        }
     }
 }
 
@@ -142,7 +166,7 @@ pub enum ConfigError {
 }
 
 /// Every key that may stand in the file, for naming the nearest one to a mistyped one.
-const KEYS: [&str; 33] = [
+const KEYS: [&str; 44] = [
     "name",
     "dir",
     "addresses",
@@ -154,6 +178,17 @@ const KEYS: [&str; 33] = [
     "postgres",
     "route",
     "style",
+    "require_tls",
+    "database_ca_file",
+    "admin_users",
+    "pool",
+    "mode",
+    "size",
+    "query_wait_timeout_ms",
+    "server_idle_timeout_ms",
+    "server_lifetime_ms",
+    "server_reset",
+    "max_prepared_statements",
     "database",
     "read_write",
     "read_only",
@@ -226,8 +261,14 @@ impl Config {
             }
         }
         config.check_paths()?;
-        if config.rest.cert_file.is_some() != config.rest.key_file.is_some() {
-            return Err("`[rest]`: `cert_file` and `key_file` go together".into());
+        let (rest, route) = (&config.rest, &config.route);
+        for (table, cert, key) in [
+            ("rest", &rest.cert_file, &rest.key_file),
+            ("route", &route.cert_file, &route.key_file),
+        ] {
+            if cert.is_some() != key.is_some() {
+                return Err(format!("`[{table}]`: `cert_file` and `key_file` go together"));
+            }
         }
         config.check_witness()?;
         Ok(config)
@@ -243,6 +284,9 @@ impl Config {
             ("cert_file", &self.rest.cert_file),
             ("key_file", &self.rest.key_file),
             ("ca_file", &self.rest.ca_file),
+            ("cert_file", &self.route.cert_file),
+            ("key_file", &self.route.key_file),
+            ("database_ca_file", &self.route.database_ca_file),
         ];
         for (key, path) in named {
             if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
@@ -347,6 +391,8 @@ addresses = ["10.0.0.1", "10.1.0.1"]
             (format!("{COMMON}\n[tags]\nreplicate_from = \"db1\""), "this member itself"),
             (format!("{COMMON}\n[rest]\ntls = \"maybe\""), "`off`, `on`, `required`"),
             (format!("{COMMON}\n[rest]\ncert_file = \"/x\""), "go together"),
+            (format!("{COMMON}\n[route]\nkey_file = \"/x\""), "go together"),
+            (format!("{COMMON}\n[route.pool]\nmod = \"session\""), "did you mean `mode`?"),
             (format!("{COMMON}\n[rest]\ncert = \"/x\""), "did you mean `cert_file`?"),
             (COMMON.replace("/var", "var"), "absolute"),
             (COMMON.replace("db1", "DB 1"), "is not a member name"),

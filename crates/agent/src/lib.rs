@@ -28,6 +28,7 @@ mod notify;
 mod peers;
 pub mod recover;
 mod rest_tls;
+mod route_style;
 mod routing;
 pub mod run;
 mod service;

@@ -31,6 +31,7 @@ pub fn table(state: &State, hosts: &BTreeMap<MemberId, Vec<String>>, now: Millis
         limits: Limits {
             // An administrator who gave the databases a certificate wants clients to use it.
             client_tls: record.policy.client_tls || own_certificates(record),
+            database_tls: own_certificates(record),
             ..Limits::from(&record.policy)
         },
         ..Table::default()

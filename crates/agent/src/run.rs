@@ -4,8 +4,6 @@ use crate::{
     Config,
     certificate::{Renewal, certificate_addresses},
     clock,
-    config::RouteStyle,
-    credentials::DatabaseCredentials,
     database::Watcher,
     disk,
     executor::Executor,
@@ -16,6 +14,7 @@ use crate::{
     notify::Manager,
     peers::{PeerHandler, PeerTransport, REENTER, ReenterAnswer},
     rest_tls::RestTransport,
+    route_style,
     service::{PeerVerifier, Service},
     state::State,
 };
@@ -26,7 +25,7 @@ use sempre_consensus::{Consensus, ConsensusConfig, OpenError, RaftConsensus};
 use sempre_guard::{GuardClient, SpawnBinary};
 use sempre_model::{Command, Member, MemberId, MemberKind, Record, command::Change};
 use sempre_net::{Handler, Identity, PeerServer, Peers};
-use sempre_route::{Mode, ProxySettings, Router, Style, Table};
+use sempre_route::{Mode, Router, Table};
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, ToSocketAddrs},
@@ -128,7 +127,7 @@ pub async fn run(
     let mut routers = Vec::new();
     if config.route.enabled {
         let verifier = Arc::new(PeerVerifier { peers: peers.clone(), shown: shown.clone() });
-        let style = style(&config, executor.clone(), table.clone());
+        let style = route_style::of(&config, &identity, executor.clone(), table.clone())?;
         for (port, mode) in
             [(config.ports.read_write, Mode::ReadWrite), (config.ports.read_only, Mode::ReadOnly)]
         {
@@ -323,15 +322,6 @@ async fn announce(config: Config, own_certificate: bool, consensus: Arc<dyn Cons
             return;
         }
     }
-}
-
-/// How this member's routers treat sessions.
-fn style(config: &Config, executor: Arc<Executor>, table: watch::Receiver<Arc<Table>>) -> Style {
-    if config.route.style == RouteStyle::Pass {
-        return Style::Pass;
-    }
-    let credentials = Arc::new(DatabaseCredentials::new(executor, config.kind, table));
-    Style::Proxy(ProxySettings { credentials: Some(credentials), ..ProxySettings::default() })
 }
 
 /// Each routed session needs two descriptors: as many as the system allows.

@@ -20,7 +20,8 @@ pub enum Style {
 /// Settings of [`Style::Proxy`].
 #[derive(Clone)]
 pub struct ProxySettings {
-    /// TLS to clients that ask for it; none: they are told that there is none.
+    /// TLS to clients that ask for it. None: where [`crate::Limits::client_tls`] offers it, it is
+    /// between client and server, and such a session is not carried.
     pub client_tls: Option<ClientTls>,
     /// TLS to servers.
     pub server_tls: ServerTls,
@@ -68,6 +69,10 @@ pub struct ClientTls {
     /// Certificate, key, and whether clients must show a certificate. (Whose it is, is not
     /// compared with the user's name.)
     pub config: Arc<rustls::ServerConfig>,
+    /// Offer it whatever the table says, and also where the databases have a certificate of the
+    /// administrator's. Otherwise it is offered as [`crate::Limits::client_tls`] says, and what
+    /// [`crate::Limits::database_tls`] concerns passes through.
+    pub always: bool,
     /// Refuse clients that do not encrypt.
     pub required: bool,
 }
@@ -78,6 +83,9 @@ pub enum ServerTls {
     /// None.
     #[default]
     Off,
+    /// For clients that came encrypted, always; for others, never. So a client gets what it asked
+    /// for all the way, and lines of `pg_hba.conf` for `hostssl` mean what they say.
+    AsClient(Arc<rustls::ClientConfig>),
     /// When the server does it; not otherwise.
     Prefer(Arc<rustls::ClientConfig>),
     /// Always. Whose certificate is taken is the configuration's business; the name to check is
@@ -89,6 +97,7 @@ impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ServerTls::Off => "Off",
+            ServerTls::AsClient(_) => "AsClient",
             ServerTls::Prefer(_) => "Prefer",
             ServerTls::Require(_) => "Require",
         })

@@ -42,6 +42,9 @@ pub struct Limits {
     /// without this a client that asks is answered `N`, as if they did not (ADR 10).
     #[serde(default)]
     pub client_tls: bool,
+    /// The databases' certificate is the administrator's: clients expect that one.
+    #[serde(default)]
+    pub database_tls: bool,
 }
 
 impl From<&Policy> for Limits {
@@ -52,6 +55,7 @@ impl From<&Policy> for Limits {
             max_lag_bytes: policy.route_max_lag_bytes,
             read_only_fallback: policy.route_read_only_fallback,
             client_tls: policy.client_tls,
+            database_tls: false,
         }
     }
 }

@@ -49,7 +49,7 @@ async fn a_password_is_asked_for_once_and_logs_in_everywhere() {
         .with_no_client_auth()
         .with_single_cert(vec![made.cert.der().clone()], key)
         .unwrap();
-    let client_tls = ClientTls { config: Arc::new(config), required: false };
+    let client_tls = ClientTls { config: Arc::new(config), always: true, required: false };
     let settings = ProxySettings {
         client_tls: Some(client_tls),
         credentials: Some(Arc::new(FromServer(direct(&primary).await))),

@@ -142,7 +142,7 @@ pub(crate) async fn log_in(
     let generation = candidate.generation;
     let epoch = pool.pool.epoch();
     let address = server.peer_addr().ok();
-    let mut stream = encrypted(server, &proxy.settings.server_tls, &host).await?;
+    let mut stream = encrypted(server, &proxy.settings.server_tls, begun.encrypted, &host).await?;
     let mut asked = false;
     let gone = |error: TalkError, asked: bool| match asked {
         // The client's answer is spent: it cannot be given to another server.
@@ -303,10 +303,12 @@ fn relayed(heard: &Heard, request: &Authentication<'_>) -> Vec<u8> {
 async fn encrypted(
     mut server: tokio::net::TcpStream,
     tls: &ServerTls,
+    client_encrypts: bool,
     host: &str,
 ) -> Result<Stream, NoLink> {
     let (config, required) = match tls {
-        ServerTls::Off => return Ok(Stream::Plain(server)),
+        ServerTls::AsClient(config) if client_encrypts => (config, true),
+        ServerTls::Off | ServerTls::AsClient(_) => return Ok(Stream::Plain(server)),
         ServerTls::Prefer(config) => (config, false),
         ServerTls::Require(config) => (config, true),
     };

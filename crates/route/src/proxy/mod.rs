@@ -38,6 +38,7 @@ mod link;
 mod login;
 mod lost;
 mod names;
+mod negotiate;
 mod own;
 mod pool;
 mod prepared;

@@ -6,6 +6,7 @@ use super::{
     auth::Asking,
     link::{Answerer, LoggedIn, NoLink, log_in},
     login::{Welcome, log_in_pooled},
+    negotiate::{Negotiated, negotiate},
     pool::{ClientState, PoolKey, goodbye},
     pump::Event,
     session::{Over, Session},
@@ -13,21 +14,9 @@ use super::{
     stream::Stream,
     talk::Talk,
 };
-use crate::{
-    ADMIN_DATABASE, CutReason, farewell,
-    first::{First, Kind},
-    hold::Hold,
-    session as pass,
-    stats::count,
-};
+use crate::{ADMIN_DATABASE, CutReason, farewell, hold::Hold, session as pass, stats::count};
 use sempre_wire::pg::{ErrorResponse, FirstPacket, Side, TransactionStatus, sqlstate, write};
-use std::time::Duration;
-use tokio::{io::AsyncWriteExt, net::TcpStream, time};
-
-/// How often a client may ask for encryption before it begins: GSSAPI, then TLS, then neither.
-const NEGOTIATIONS_MAX: usize = 3;
-/// How long a client may take for a TLS handshake.
-const TLS_TIMEOUT: Duration = Duration::from_secs(15);
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 /// Serves one client.
 pub(crate) async fn run(client: TcpStream, proxy: &Proxy) {
@@ -129,9 +118,15 @@ async fn end(mut session: Session<'_>, over: Over) {
 
 /// Up to the point where the client is logged in. None: it was told why not, or is gone.
 async fn begin<'a>(client: TcpStream, proxy: &'a Proxy) -> Option<Box<Session<'a>>> {
-    let (mut client, first) = negotiate(client, proxy).await?;
+    let (mut client, first) = match negotiate(client, proxy).await? {
+        Negotiated::Ours(client, first) => (client, first),
+        Negotiated::Passes(client, first) => {
+            Box::pin(pass::run(client, Some(first), &proxy.shared)).await;
+            return None;
+        }
+    };
     let begun = match FirstPacket::parse(&first.bytes) {
-        Ok(FirstPacket::Startup(startup)) => Begun::new(&startup),
+        Ok(FirstPacket::Startup(startup)) => Begun::new(&startup, matches!(client, Stream::Tls(_))),
         Ok(FirstPacket::CancelRequest { process, key }) => {
             if proxy.cancels.cancel(process, key).await {
                 count(&proxy.shared.counters.cancels);
@@ -257,37 +252,4 @@ pub(super) async fn log_in_first(
         };
         hold.not_yet(client.tcp(), why).await.map_err(|n| held_in_vain(proxy, n))?;
     }
-}
-
-/// Encryption, up to the packet that says what the client wants.
-async fn negotiate(mut client: TcpStream, proxy: &Proxy) -> Option<(Stream, First)> {
-    for _ in 0..=NEGOTIATIONS_MAX {
-        let first = pass::read_first(&mut client, &proxy.shared).await?;
-        match (first.kind, &proxy.settings.client_tls) {
-            (Kind::Startup | Kind::Cancel, _) => return Some((Stream::Plain(client), first)),
-            (Kind::DirectTls, _) => break,
-            (Kind::Ssl, Some(tls)) => {
-                client.write_all(b"S").await.ok()?;
-                let accept = tokio_rustls::TlsAcceptor::from(tls.config.clone()).accept(client);
-                let stream = match time::timeout(TLS_TIMEOUT, accept).await {
-                    Ok(Ok(stream)) => stream,
-                    Ok(Err(error)) => {
-                        tracing::debug!(%error, "a TLS handshake that failed");
-                        count(&proxy.shared.counters.malformed);
-                        return None;
-                    }
-                    Err(_) => return None,
-                };
-                let mut stream = Stream::Tls(Box::new(stream.into()));
-                let first = pass::read_first(&mut stream, &proxy.shared).await?;
-                return match first.kind {
-                    Kind::Startup | Kind::Cancel => Some((stream, first)),
-                    _ => None,
-                };
-            }
-            (Kind::Ssl | Kind::GssEnc, _) => client.write_all(b"N").await.ok()?,
-        }
-    }
-    count(&proxy.shared.counters.malformed);
-    None
 }

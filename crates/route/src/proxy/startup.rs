@@ -8,17 +8,19 @@ pub(crate) struct Begun {
     pub minor: u32,
     /// Options of the protocol itself; none is known here.
     pub options: Vec<Vec<u8>>,
+    /// The client came encrypted.
+    pub encrypted: bool,
     parameters: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Begun {
-    pub fn new(startup: &Startup<'_>) -> Self {
+    pub fn new(startup: &Startup<'_>, encrypted: bool) -> Self {
         let (options, parameters) = startup
             .parameters()
             .map(|(name, value)| (name.to_vec(), value.to_vec()))
             .partition::<Vec<_>, _>(|(name, _)| name.starts_with(b"_pq_."));
         let options = options.into_iter().map(|(name, _)| name).collect();
-        Self { minor: startup.minor, options, parameters }
+        Self { minor: startup.minor, options, encrypted, parameters }
     }
 
     pub fn parameter(&self, name: &str) -> Option<&[u8]> {
@@ -41,7 +43,8 @@ impl Begun {
         let mut parameters = self.parameters.clone();
         parameters.retain(|(name, _)| name != b"database");
         parameters.push((b"database".to_vec(), name.into()));
-        Self { minor: self.minor, options: self.options.clone(), parameters }
+        let options = self.options.clone();
+        Self { minor: self.minor, options, encrypted: self.encrypted, parameters }
     }
 
     /// What it wants to be called; empty: nothing.
@@ -56,7 +59,7 @@ impl Begun {
         let mut others: Vec<_> =
             self.parameters.iter().filter(|(name, _)| !apart.contains(&&name[..])).collect();
         others.sort();
-        let mut out = Vec::new();
+        let mut out = vec![u8::from(self.encrypted)];
         for (name, value) in others {
             out.extend_from_slice(name);
             out.push(0);

@@ -4,6 +4,9 @@
 //! All but the handshake are `length (4 bytes, itself included), code (4 bytes), rest`. The length
 //! is bounded before a byte of the rest is read.
 
+/// PostgreSQL's name for itself in TLS (ALPN), which a client must say that does not ask first.
+pub const ALPN: &[u8] = b"postgresql";
+
 /// The longest packet accepted here, bytes; PostgreSQL's own limit.
 pub const FIRST_PACKET_MAX: usize = 10_000;
 /// The shortest packet: length and code.

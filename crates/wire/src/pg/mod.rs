@@ -30,7 +30,7 @@ pub mod write;
 
 pub use backend::{Authentication, Backend, Fields, Mechanisms, TransactionStatus};
 pub use error::{ErrorResponse, Severity, sqlstate};
-pub use first::{FIRST_PACKET_MAX, FirstError, FirstHead, FirstPacket, Startup};
+pub use first::{ALPN, FIRST_PACKET_MAX, FirstError, FirstHead, FirstPacket, Startup};
 pub use frame::Framer;
 pub use frontend::{Bind, BindNames, Frontend, Parse, SaslInitialResponse, Target};
 pub use read::{DecodeError, List, Values};

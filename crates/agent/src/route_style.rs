@@ -1,0 +1,58 @@
+//! How this member's routers treat their clients, by its config file.
+
+use crate::{
+    config::{Config, Route, RouteStyle},
+    credentials::DatabaseCredentials,
+    executor::Executor,
+};
+use anyhow::{Context, Result};
+use sempre_net::{Identity, https_client, https_server};
+use sempre_route::{ALPN, ClientTls, ProxySettings, ServerTls, Style, Table};
+use std::{fs, path::Path, sync::Arc};
+use tokio::sync::watch;
+
+/// The style. An error: a certificate cannot be read.
+pub fn of(
+    config: &Config,
+    identity: &Arc<Identity>,
+    executor: Arc<Executor>,
+    table: watch::Receiver<Arc<Table>>,
+) -> Result<Style> {
+    let route = &config.route;
+    if route.style == RouteStyle::Pass {
+        return Ok(Style::Pass);
+    }
+    let why = "`[route]` in the config file";
+    Ok(Style::Proxy(ProxySettings {
+        client_tls: Some(client_tls(route, identity).context(why)?),
+        server_tls: server_tls(route, identity).context(why)?,
+        credentials: Some(Arc::new(DatabaseCredentials::new(executor, config.kind, table))),
+        admin_users: route.admin_users.clone(),
+        pool: route.pool.clone(),
+        ..ProxySettings::default()
+    }))
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// With a certificate of the administrator's, or else the member's, which follows its renewals.
+fn client_tls(route: &Route, identity: &Arc<Identity>) -> Result<ClientTls> {
+    let own = match (&route.cert_file, &route.key_file) {
+        (Some(chain), Some(key)) => Some((read(chain)?, read(key)?)),
+        _ => None,
+    };
+    let pem = own.as_ref().map(|(chain, key)| (chain.as_str(), key.as_str()));
+    let mut config = https_server(identity.clone(), pem)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    let always = own.is_some() || route.require_tls;
+    Ok(ClientTls { config: Arc::new(config), always, required: route.require_tls })
+}
+
+fn server_tls(route: &Route, identity: &Identity) -> Result<ServerTls> {
+    let others = route.database_ca_file.as_deref().map(read).transpose()?;
+    let mut config = https_client(Some(identity.ca_pem()), others.as_deref())?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(ServerTls::AsClient(Arc::new(config)))
+}
