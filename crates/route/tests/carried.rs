@@ -254,6 +254,8 @@ async fn read_only_sessions_move_to_another_standby() {
         table.lost.push(table.standbys[0].target.member.clone());
         table.standbys = vec![standby(&pair.new, 0)];
     });
+    // A statement that is on its way when the server is lost gets an error.
+    until("the session has lost it", || routed.stats().cut > 0).await;
     assert_eq!(server_of(&client).await, "new");
 }
 
