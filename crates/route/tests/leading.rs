@@ -78,7 +78,8 @@ async fn a_failover_cuts_sessions_with_a_fatal_message_and_no_news_does_not() {
     let next = tokio::spawn(async move { psql(&dsn, "show cluster_name").await });
     until("held", || routed.stats().held == 1).await;
     routed.change(|table| table.primary = Some(pair.new.target()));
-    assert_eq!(stdout(&next.await.unwrap()), "new");
+    let next = next.await.unwrap();
+    assert_eq!(stdout(&next), "new", "{next:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
