@@ -85,6 +85,7 @@ pub fn join(scene: &Scene, token: &str) -> Result<(), Fail> {
 /// `sempre run`.
 pub fn run(scene: &Scene, how: &RunHow) -> Result<(), Fail> {
     let config = scene.read_config()?;
+    privileges::hurry();
     privileges::become_member(&config)?;
     logs::start(how.log_format);
     let name = config.name.clone();

@@ -4,7 +4,7 @@ use crate::{
     arguments::{RouteHow, RouteStyle},
     connect,
     fail::Fail,
-    logs, member,
+    logs, member, privileges,
 };
 use rustls::ClientConfig;
 use sempre_api::codes;
@@ -83,6 +83,7 @@ pub fn run(how: &RouteHow) -> Result<(), Fail> {
         RouteStyle::Pass => Sessions::Pass,
         RouteStyle::Carry => Sessions::Carry(reader(how)?),
     };
+    privileges::hurry();
     logs::start(how.log_format);
     connect::block_on_threads(async {
         let routing = Routing::start(members, how.read_write, how.read_only, tls, sessions)?;

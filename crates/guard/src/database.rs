@@ -70,6 +70,8 @@ impl Database {
                     return Err(io::ErrorKind::BrokenPipe.into());
                 }
                 SigSet::empty().thread_set_mask()?;
+                // The guard may come before others; its database does not.
+                nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, 0);
                 if let Some(score) = &oom_score {
                     let _ = crate::spawn::write_oom_score(score.as_bytes());
                 }

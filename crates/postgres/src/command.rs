@@ -48,6 +48,14 @@ pub(crate) fn command(program: &Path) -> Command {
     command.env("LC_ALL", "C").env("PGCONNECT_TIMEOUT", "5").kill_on_drop(true);
     // `initdb` and `pg_basebackup` have children that would outlive them.
     command.process_group(0);
+    // SAFETY: between fork and exec only a system call on numbers is made.
+    unsafe {
+        command.pre_exec(|| {
+            // The agent may come before others; the work it orders does not.
+            nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, 0);
+            Ok(())
+        });
+    }
     command
 }
 

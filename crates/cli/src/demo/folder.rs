@@ -32,6 +32,7 @@ impl Folder {
             None => Self { path: Self::temporary(user.as_ref())?, temporary: true },
         };
         if let Some(user) = &user {
+            privileges::hurry();
             privileges::become_user(user)?;
         }
         folder.check(user.as_ref())?;
