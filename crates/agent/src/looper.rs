@@ -262,10 +262,10 @@ impl Looper {
     fn take_guard(&mut self, status: GuardStatus) {
         let had = self.state.guard.postmaster.take();
         // A guard that was killed has no last words, and takes its database along.
-        let asked_for = status
-            .last_exit
-            .as_ref()
-            .is_some_and(|e| e.asked_for && had.as_ref().is_some_and(|h| h.pid == e.pid));
+        let last_words =
+            status.last_exit.as_ref().filter(|e| had.as_ref().is_some_and(|h| h.pid == e.pid));
+        let asked_for = last_words.is_some_and(|e| e.asked_for);
+        let by_lease = last_words.is_some_and(|e| e.by_lease);
         let crashed = !asked_for;
         if had.is_some() && status.postmaster.is_none() {
             self.news = true;
@@ -280,6 +280,7 @@ impl Looper {
                 let generation = had.as_ref().and_then(|h| h.generation).map(|g| g.0);
                 tracing::warn!(why, generation, "the database process ended");
                 self.state.crashed_at = Some(clock::now_ms());
+                self.state.ended_by_lease = by_lease;
                 let answered = self.state.report.answers || self.state.report.hung;
                 if !answered {
                     let log = self.executor.log_tail();

@@ -72,6 +72,8 @@ pub struct State {
     pub failures: u32,
     pub last_failure: Option<String>,
     pub crashed_at: Option<Millis>,
+    /// The guard ended it then, because no lease was left.
+    pub ended_by_lease: bool,
     pub not_streaming_since: Option<Millis>,
     pub fenced: Option<Fenced>,
     pub hand_over_ready: bool,
@@ -120,6 +122,7 @@ impl State {
             failures: 0,
             last_failure: None,
             crashed_at: None,
+            ended_by_lease: false,
             not_streaming_since: None,
             fenced: None,
             hand_over_ready: false,
@@ -333,7 +336,7 @@ impl State {
             None if self.failures > START_FAILURES_MAX => {
                 ProcessState::Failing(self.last_failure.clone().unwrap_or_default())
             }
-            None if self.crashed_at.is_some() => ProcessState::Crashed,
+            None if self.crashed_at().is_some() => ProcessState::Crashed,
             None => ProcessState::Stopped,
         }
     }
@@ -405,6 +408,12 @@ impl State {
         self.crashed_at = None;
     }
 
+    /// When the database crashed, as far as that counts. What crashed in a pause is left as it is; a
+    /// database whose lease ended did not crash, and in a pause nobody else would take its place.
+    fn crashed_at(&self) -> Option<Millis> {
+        self.crashed_at.filter(|_| !(self.record.paused && self.ended_by_lease))
+    }
+
     /// The view that decisions are made from. `voters` is [`State::voters`].
     pub fn view<'a>(&'a self, now: Millis, voters: &'a BTreeSet<MemberId>) -> LeaderView<'a> {
         LeaderView {
@@ -435,7 +444,7 @@ impl State {
             running: postmaster.is_some(),
             armed: postmaster.and_then(|p| p.generation),
             fenced_below: self.guard.fenced_below,
-            crashed_at: self.crashed_at,
+            crashed_at: self.crashed_at(),
             data: self.data.clone(),
             database,
             upstream: self.applied.upstream.clone(),
