@@ -22,12 +22,12 @@ impl Candidate {
     }
 }
 
-/// Everyone who fits, best first. `open` is how many sessions a member has; `turn` changes with
-/// every call, so that equals take turns.
-pub(crate) fn candidates(
+/// Everyone who fits, best first. `load` is what speaks against a member, such as how many sessions
+/// it has; `turn` changes with every client, so that equals take turns.
+pub(crate) fn candidates<L: Ord>(
     table: &Table,
     mode: Mode,
-    open: impl Fn(&MemberId) -> usize,
+    load: impl Fn(&MemberId) -> L,
     turn: usize,
 ) -> Vec<Candidate> {
     let generation = table.generation;
@@ -45,7 +45,7 @@ pub(crate) fn candidates(
         let places = fit.len().max(1);
         fit.rotate_left(turn % places);
         // A stable sort: among equals the rotation decides.
-        fit.sort_by_key(|s| open(&s.target.member));
+        fit.sort_by_key(|s| load(&s.target.member));
         out.extend(fit.into_iter().map(|standby| Candidate {
             target: standby.target.clone(),
             role: Role::Standby,

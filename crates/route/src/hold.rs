@@ -90,6 +90,7 @@ impl<'a> Hold<'a> {
                     }
                     Err(why) => {
                         tracing::debug!(member = %candidate.target.member, why, "not led there");
+                        self.shared.sessions.failed(&candidate.target.member);
                         self.why = why;
                     }
                 }

@@ -10,7 +10,12 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::Context,
+    time::{Duration, Instant},
 };
+
+/// How long a member comes last that a client could not use. Its state is known by then, or another
+/// client finds out.
+const LAST_FOR: Duration = Duration::from_secs(1);
 
 /// All sessions that were led to a member or are on their way.
 pub(crate) struct Sessions {
@@ -25,7 +30,33 @@ struct Inner {
     next: u64,
     turn: usize,
     entries: HashMap<u64, Entry>,
+    /// Sessions at work, not the idle connections of pools.
     per_member: HashMap<MemberId, usize>,
+    /// When members last could not be used by a client that was led to them.
+    failed: HashMap<MemberId, Instant>,
+}
+
+impl Inner {
+    fn begins(&mut self, member: &MemberId) {
+        *self.per_member.entry(member.clone()).or_default() += 1;
+    }
+
+    fn ends(&mut self, member: &MemberId) {
+        if let Some(count) = self.per_member.get_mut(member) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_member.remove(member);
+            }
+        }
+    }
+
+    fn candidates(&self, table: &Table, mode: Mode, turn: usize) -> Vec<Candidate> {
+        let load = |member: &MemberId| {
+            let failed = self.failed.get(member).is_some_and(|at| at.elapsed() < LAST_FOR);
+            (failed, self.per_member.get(member).copied().unwrap_or(0))
+        };
+        choose::candidates(table, mode, load, turn)
+    }
 }
 
 struct Entry {
@@ -34,6 +65,8 @@ struct Entry {
     generation: Generation,
     /// The address it is connected by, once it is.
     host: Option<String>,
+    /// It is idle in a pool.
+    rests: bool,
     cut: Arc<Cut>,
 }
 
@@ -117,6 +150,7 @@ impl Sessions {
                 turn: 0,
                 entries: HashMap::new(),
                 per_member: HashMap::new(),
+                failed: HashMap::new(),
             }),
         }
     }
@@ -130,13 +164,24 @@ impl Sessions {
     pub fn candidates(&self, table: &Table, mode: Mode) -> Vec<Candidate> {
         let mut inner = self.inner();
         inner.turn = inner.turn.wrapping_add(1);
-        let per_member = &inner.per_member;
-        choose::candidates(
-            table,
-            mode,
-            |member| per_member.get(member).copied().unwrap_or(0),
-            inner.turn,
-        )
+        inner.candidates(table, mode, inner.turn)
+    }
+
+    /// The same, while it is still open whether the next client is led: its turn is not used up.
+    pub fn next_candidates(&self, table: &Table, mode: Mode) -> Vec<Candidate> {
+        let inner = self.inner();
+        inner.candidates(table, mode, inner.turn.wrapping_add(1))
+    }
+
+    /// The next client got what it needs without being led.
+    pub fn use_turn(&self) {
+        let mut inner = self.inner();
+        inner.turn = inner.turn.wrapping_add(1);
+    }
+
+    /// A client that was led there could not use this member: for a moment it comes last.
+    pub fn failed(&self, member: &MemberId) {
+        self.inner().failed.insert(member.clone(), Instant::now());
     }
 
     /// A place for a session led to `candidate`; none when it would be cut already.
@@ -151,9 +196,15 @@ impl Sessions {
         inner.next += 1;
         let cut = Arc::new(Cut::default());
         cut.drain(role == Role::Primary && inner.table.draining);
-        *inner.per_member.entry(member.clone()).or_default() += 1;
-        let entry =
-            Entry { member: member.clone(), role, generation, host: None, cut: cut.clone() };
+        inner.begins(member);
+        let entry = Entry {
+            member: member.clone(),
+            role,
+            generation,
+            host: None,
+            rests: false,
+            cut: cut.clone(),
+        };
         inner.entries.insert(id, entry);
         drop(inner);
         Some(Ticket { sessions: self.clone(), id, cut })
@@ -198,17 +249,28 @@ impl Ticket {
             entry.cut.now(reason);
         }
     }
+
+    /// Its connection is idle in a pool, or not any more.
+    pub fn rests(&self, rests: bool) {
+        let mut inner = self.sessions.inner();
+        let Some(entry) = inner.entries.get_mut(&self.id) else { return };
+        if std::mem::replace(&mut entry.rests, rests) == rests {
+            return;
+        }
+        let member = entry.member.clone();
+        match rests {
+            true => inner.ends(&member),
+            false => inner.begins(&member),
+        }
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut inner = self.sessions.inner();
         let Some(entry) = inner.entries.remove(&self.id) else { return };
-        if let Some(count) = inner.per_member.get_mut(&entry.member) {
-            *count -= 1;
-            if *count == 0 {
-                inner.per_member.remove(&entry.member);
-            }
+        if !entry.rests {
+            inner.ends(&entry.member);
         }
     }
 }
@@ -216,7 +278,7 @@ impl Drop for Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Target;
+    use crate::{Standby, Target};
 
     fn candidate(name: &str, role: Role, generation: u64) -> Candidate {
         Candidate {
@@ -257,6 +319,28 @@ mod tests {
         let promoted = Table { primary: Some(candidate("b", Role::Primary, 5).target), ..table(5) };
         sessions.obey(Arc::new(promoted));
         assert_eq!(reader.cut.reason(), Some(CutReason::Promoted));
+    }
+
+    #[test]
+    fn idle_connections_do_not_count_and_a_member_that_failed_comes_last() {
+        let standby =
+            |name| Standby { target: candidate(name, Role::Standby, 4).target, lag_bytes: 0 };
+        let table = Table { standbys: vec![standby("b"), standby("c")], ..table(4) };
+        let sessions = Arc::new(Sessions::new(Arc::new(table.clone())));
+        let first = |candidates: Vec<Candidate>| candidates[0].target.member.to_string();
+        let next = || first(sessions.next_candidates(&table, Mode::ReadOnly));
+        // Asking uses up no turn; being led does.
+        assert_eq!((next(), next()), ("c".into(), "c".into()));
+        assert_eq!(first(sessions.candidates(&table, Mode::ReadOnly)), "c");
+        assert_eq!(next(), "b");
+        let ticket = sessions.enter(&candidate("b", Role::Standby, 4)).unwrap();
+        assert_eq!(next(), "c");
+        ticket.rests(true);
+        assert_eq!(next(), "b");
+        sessions.failed(&MemberId::new("b").unwrap());
+        assert_eq!(next(), "c");
+        drop(ticket);
+        assert!(sessions.inner().per_member.is_empty());
     }
 
     #[test]

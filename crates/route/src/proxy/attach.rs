@@ -105,6 +105,7 @@ impl Session<'_> {
         loop {
             proxy.pools.make_room(&self.pool);
             let led = hold.lead(self.client.tcp()).await.map_err(|n| held_in_vain(proxy, n))?;
+            let member = led.candidate.target.member.clone();
             let attached = with_server(led, async |led| self.take_over(led).await).await;
             let why = match attached {
                 Ok(mut link) => {
@@ -118,6 +119,7 @@ impl Session<'_> {
                 Err(NoLink::Refused(raw)) => return Err(NotAttached::Raw(raw)),
             };
             tracing::debug!(why, "a session could not be carried there");
+            proxy.shared.sessions.failed(&member);
             hold.not_yet(self.client.tcp(), why).await.map_err(|n| held_in_vain(proxy, n))?;
         }
     }

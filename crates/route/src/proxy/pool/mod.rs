@@ -166,13 +166,39 @@ impl Pools {
         PoolKey { pool: pool.clone(), variant: begun.variant().into() }
     }
 
-    /// An idle connection that fits.
+    /// An idle connection that fits. None: the client, which has a place, needs a new one.
     pub fn take(&self, key: &PoolKey) -> Option<Link> {
         let mut idle = lock(&key.pool.idle);
+        if self.shared.mode == Mode::ReadWrite {
+            return self.find(key, &mut idle, |_| true);
+        }
+        // Readers are spread, whatever connections there are. Only where none may be added any one
+        // of them is better than to close it for another.
+        let table = self.shared.table.borrow().clone();
+        let candidates = self.shared.sessions.next_candidates(&table, self.shared.mode);
+        let size = self.settings.size;
+        let full = size > 0 && idle.len() + key.pool.in_use() > size;
+        let considered = if full { candidates.len() } else { 1 };
+        let link = candidates.iter().take(considered).find_map(|candidate| {
+            self.find(key, &mut idle, |link| link.member == candidate.target.member)
+        })?;
+        self.shared.sessions.use_turn();
+        link.ticket.rests(false);
+        Some(link)
+    }
+
+    /// The most recently used of the idle connections that fit.
+    fn find(
+        &self,
+        key: &PoolKey,
+        idle: &mut Vec<Idle>,
+        fits: impl Fn(&Link) -> bool,
+    ) -> Option<Link> {
         let mut at = idle.len();
         while at > 0 {
             at -= 1;
-            if idle[at].link.variant != key.variant || !self.is_led_to(&idle[at].link) {
+            let link = &idle[at].link;
+            if link.variant != key.variant || !fits(link) || !self.is_led_to(link) {
                 continue;
             }
             let mut link = idle.remove(at).link;
@@ -201,6 +227,9 @@ impl Pools {
             // Under the lock, so that `close` does not miss it.
             if link.epoch == key.pool.epoch() {
                 link.info.idle();
+                if self.shared.mode == Mode::ReadOnly {
+                    link.ticket.rests(true);
+                }
                 idle.push(Idle { link, since: Instant::now() });
             }
         } else {
