@@ -22,6 +22,7 @@ mod executor;
 mod hello;
 mod logical_slots;
 mod looper;
+mod majority;
 pub mod member_dir;
 mod membership;
 mod notify;

@@ -3,6 +3,7 @@
 use crate::{
     clock,
     looper::{Event, Shown},
+    majority,
     peers::{VERIFY, holds},
 };
 use async_trait::async_trait;
@@ -45,32 +46,9 @@ pub struct Service {
 
 impl Service {
     async fn propose(&self, change: Change) -> Result<Arc<Record>, ActionError> {
-        self.refuse_without_majority()?;
+        majority::there(&self.shown).await?;
         let command = Command { at_unix_ms: clock::now_unix_ms(), change };
         self.consensus.propose(command).await.map_err(not_proposed)
-    }
-
-    /// A Raft leader takes proposals for as long as it believes to lead; without a majority they
-    /// would hang, and their outcome would not be known.
-    fn refuse_without_majority(&self) -> Result<(), ActionError> {
-        let shown = self.shown.borrow().clone();
-        let (record, voters) = (&shown.record, &shown.standing.voters);
-        let (now, limit) = (clock::now_ms(), record.policy.detect_ms);
-        let answers = |member: &MemberId| {
-            *member == shown.me
-                || shown.heard.get(member).is_some_and(|h| now.saturating_sub(h.at) < limit)
-        };
-        let silent: Vec<_> = record
-            .members
-            .values()
-            .filter(|m| voters.contains(&m.node) && !answers(&m.name))
-            .map(|m| m.name.as_str())
-            .collect();
-        if voters.len() - silent.len().min(voters.len()) > voters.len() / 2 || voters.is_empty() {
-            return Ok(());
-        }
-        let why = format!("of {} that vote these are silent: {}", voters.len(), silent.join(", "));
-        Err(codes::NO_QUORUM.error("nothing was changed", why))
     }
 
     async fn agreed(&self, change: Change, message: String) -> Result<Done, ActionError> {
