@@ -10,11 +10,12 @@ use crate::{
     world::{World, member},
 };
 use sempre_model::{
-    Generation, NodeId, Phase, Policy, SyncSet,
+    Generation, MemberId, NodeId, Phase, Policy, SyncSet,
     command::Change,
     observation::DiskState,
     policy::Durability,
     record::{Cause, Switchover},
+    restart::{RestartConditions, ScheduledRestart, WantedRole},
 };
 use std::collections::BTreeMap;
 
@@ -468,10 +469,12 @@ impl World {
                 let policy = self.other_policy(&record.policy);
                 Change::SetPolicy { policy: Box::new(policy), expect_version: None }
             }
-            75..83 => {
+            75..80 => {
                 self.stats.count("operator: restart");
                 Change::RequestRestart(name)
             }
+            80..82 => self.schedule_restart(name),
+            82..83 => Change::CancelRestart(name),
             83..88 => {
                 self.stats.count("operator: reinit");
                 Change::RequestReinit(name)
@@ -490,6 +493,16 @@ impl World {
             }
         };
         self.ask_any(change);
+    }
+
+    /// In a while; some of them on a condition that may not hold then.
+    fn schedule_restart(&mut self, member: MemberId) -> Change {
+        self.stats.count("operator: scheduled restart");
+        let at_unix_ms = self.unix_ms() + self.rng.range(0, 5_000);
+        let role = self.rng.chance(300).then_some(WantedRole::Replica);
+        let only_if = RestartConditions { role, ..RestartConditions::default() };
+        let wish = ScheduledRestart { at_unix_ms, only_if, timeout_seconds: None };
+        Change::ScheduleRestart { member, wish }
     }
 
     fn other_policy(&mut self, now: &Policy) -> Policy {

@@ -13,11 +13,12 @@ use sempre_api::{
     action::Done, apply_policy_changes, codes,
 };
 use sempre_consensus::{Consensus, ProposeError};
-use sempre_decide::{LeaderView, leader, sync::fences_needed};
+use sempre_decide::{LeaderView, leader, restart::standbys_first, sync::fences_needed};
 use sempre_model::{
     Command, Generation, MemberId, Phase, Record,
     command::Change,
     record::{Cause, JoinToken as TokenRecord, Switchover},
+    restart::ScheduledRestart,
 };
 use sempre_net::{Identity, JoinToken, Peers};
 use sempre_postgres::Instance;
@@ -162,30 +163,35 @@ impl Service {
         let what = format!("{member} was not restarted");
         let shown = self.shown.borrow().clone();
         known(&shown.record, member, &what)?;
-        if shown.record.primary.as_ref() != Some(member) {
-            return Ok(());
-        }
-        let pending = |m: &MemberId| {
-            shown.heard.get(m).and_then(|h| h.observation.database.as_ref()).is_some_and(|d| {
-                d.pending_restart
-                    .iter()
-                    .any(|p| sempre_postgres::STANDBYS_FIRST_ON_INCREASE.contains(&p.as_str()))
-            })
-        };
-        let first: Vec<_> = shown
-            .record
-            .data_members()
-            .filter(|m| m.name != *member && pending(&m.name))
-            .map(|m| m.name.to_string())
-            .collect();
-        if first.is_empty() {
-            return Ok(());
-        }
+        let voters = BTreeSet::new();
+        let first = standbys_first(&view(&shown, &voters), member);
+        let Some(next) = first.first() else { return Ok(()) };
+        let names: Vec<_> = first.iter().map(|m| m.as_str()).collect();
         let why = format!(
             "a parameter that is pending must be in force on standbys first: {}",
-            first.join(", ")
+            names.join(", ")
         );
-        Err(codes::REFUSED.error(what, why).next(format!("`sempre restart {}` first", first[0])))
+        Err(codes::REFUSED.error(what, why).next(format!("`sempre restart {next}` first")))
+    }
+
+    /// What it hangs on is judged when its time comes.
+    async fn schedule_restart(
+        &self,
+        member: MemberId,
+        wish: ScheduledRestart,
+    ) -> Result<Done, ActionError> {
+        let what = format!("no restart of {member} was scheduled");
+        let record = self.record();
+        known(&record, &member, &what)?;
+        if record.paused {
+            return Err(codes::PAUSED.error(what, "the cluster is paused"));
+        }
+        if wish.at_unix_ms < clock::now_unix_ms() {
+            return Err(codes::BAD_REQUEST.error(what, "the time is in the past"));
+        }
+        let at = sempre_api::units::show_time(wish.at_unix_ms);
+        let message = format!("restart of {member} scheduled at {at}");
+        self.agreed(Change::ScheduleRestart { member, wish }, message).await
     }
 
     async fn token(&self, ttl_seconds: u64) -> Result<Done, ActionError> {
@@ -479,6 +485,11 @@ impl Backend for Service {
                 self.check_restart(&member)?;
                 let message = format!("restart of {member} requested");
                 self.agreed(Change::RequestRestart(member), message).await
+            }
+            Action::ScheduleRestart { member, wish } => self.schedule_restart(member, wish).await,
+            Action::CancelRestart { member } => {
+                let message = format!("scheduled restart of {member} cancelled");
+                self.agreed(Change::CancelRestart(member), message).await
             }
             Action::Reload => {
                 let _ = self.events.send(Event::Rewrite).await;

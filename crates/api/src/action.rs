@@ -1,7 +1,10 @@
 //! What an operator can ask for, and how it travels over HTTP.
 
 use crate::codes::{self, ActionError};
-use sempre_model::MemberId;
+use sempre_model::{
+    MemberId,
+    restart::{RestartConditions, ScheduledRestart},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -36,6 +39,18 @@ pub enum Action {
     Resume,
     /// Restart the database of a member.
     Restart {
+        /// Whose.
+        member: MemberId,
+    },
+    /// Restart it at a time.
+    ScheduleRestart {
+        /// Whose.
+        member: MemberId,
+        /// When, and what it hangs on.
+        wish: ScheduledRestart,
+    },
+    /// Take that back.
+    CancelRestart {
         /// Whose.
         member: MemberId,
     },
@@ -108,6 +123,32 @@ struct FailoverBody {
 #[serde(deny_unknown_fields)]
 struct MemberBody {
     member: MemberId,
+}
+
+/// With a time, it is scheduled; the rest is of use only then.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RestartBody {
+    member: MemberId,
+    #[serde(default)]
+    at_unix_ms: Option<u64>,
+    #[serde(default)]
+    only_if: RestartConditions,
+    #[serde(default)]
+    timeout_seconds: Option<u64>,
+}
+
+impl RestartBody {
+    fn action(self) -> Action {
+        let Self { member, at_unix_ms, only_if, timeout_seconds } = self;
+        match at_unix_ms {
+            None => Action::Restart { member },
+            Some(at_unix_ms) => {
+                let wish = ScheduledRestart { at_unix_ms, only_if, timeout_seconds };
+                Action::ScheduleRestart { member, wish }
+            }
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -193,7 +234,7 @@ fn plain(key: &str, value: &Value) -> Result<String, ActionError> {
 }
 
 impl Action {
-    /// The names that `POST /v1/NAME` knows (`switchover` also knows `DELETE`; the configuration
+    /// The names that `POST /v1/NAME` knows (`switchover` and `restart` also know `DELETE`; the configuration
     /// is changed by `PATCH /v1/config`).
     pub const NAMES: [&str; 9] = [
         "switchover",
@@ -220,6 +261,19 @@ impl Action {
             Action::Pause => ("POST", "/v1/pause", json!({})),
             Action::Resume => ("POST", "/v1/resume", json!({})),
             Action::Restart { member } => ("POST", "/v1/restart", json!({"member": member})),
+            Action::ScheduleRestart { member, wish } => (
+                "POST",
+                "/v1/restart",
+                json!({
+                    "member": member,
+                    "at_unix_ms": wish.at_unix_ms,
+                    "only_if": wish.only_if,
+                    "timeout_seconds": wish.timeout_seconds,
+                }),
+            ),
+            Action::CancelRestart { member } => {
+                ("DELETE", "/v1/restart", json!({"member": member}))
+            }
             Action::Reload => ("POST", "/v1/reload", json!({})),
             Action::Reinit { member } => ("POST", "/v1/reinit", json!({"member": member})),
             Action::Remove { member, force } => {
@@ -248,6 +302,12 @@ impl Action {
         }
     }
 
+    /// Reads the body of `DELETE /v1/restart`.
+    pub fn from_cancel_restart(body: Value) -> Result<Self, ActionError> {
+        let MemberBody { member } = read("cancelling the restart", body)?;
+        Ok(Action::CancelRestart { member })
+    }
+
     /// Reads the body of `POST /v1/{name}`. An absent body is an empty object.
     pub fn from_request(name: &str, body: Value) -> Result<Self, ActionError> {
         let body = if body.is_null() { json!({}) } else { body };
@@ -260,7 +320,7 @@ impl Action {
                 let FailoverBody { to, allow_data_loss } = read(name, body)?;
                 Action::Failover { to, allow_data_loss }
             }
-            "restart" => Action::Restart { member: read::<MemberBody>(name, body)?.member },
+            "restart" => read::<RestartBody>(name, body)?.action(),
             "reinit" => Action::Reinit { member: read::<MemberBody>(name, body)?.member },
             "remove" => {
                 let RemoveBody { member, force } = read(name, body)?;
@@ -307,6 +367,11 @@ mod tests {
         MemberId::new("m1").unwrap()
     }
 
+    fn wish() -> ScheduledRestart {
+        let only_if = RestartConditions { pending: true, ..RestartConditions::default() };
+        ScheduledRestart { at_unix_ms: 7, only_if, timeout_seconds: Some(5) }
+    }
+
     #[test]
     fn what_the_client_sends_is_what_the_server_reads() {
         for action in [
@@ -316,6 +381,7 @@ mod tests {
             Action::Pause,
             Action::Resume,
             Action::Restart { member: member() },
+            Action::ScheduleRestart { member: member(), wish: wish() },
             Action::Reload,
             Action::Reinit { member: member() },
             Action::Remove { member: member(), force: true },
@@ -327,6 +393,10 @@ mod tests {
             assert!(Action::NAMES.contains(&name));
             assert_eq!(Action::from_request(name, body), Ok(action));
         }
+        let (method, path, body) = Action::CancelRestart { member: member() }.to_request();
+        assert_eq!((method, path), ("DELETE", "/v1/restart"));
+        let cancel = Action::CancelRestart { member: member() };
+        assert_eq!(Action::from_cancel_restart(body), Ok(cancel));
         for action in [
             Action::SetPolicy(vec![("strict".into(), "true".into())]),
             Action::SetParameters([("work_mem".to_owned(), None)].into()),
@@ -347,6 +417,7 @@ mod tests {
             ("pause", json!({"why": 1})),
             ("token", json!({"ttl_seconds": 0})),
             ("restart", json!([1])),
+            ("restart", json!({"member": "m1", "only_if": {"rolle": "primary"}})),
             ("nonsense", json!({})),
         ] {
             assert!(Action::from_request(name, body.clone()).is_err(), "{name} {body}");

@@ -94,7 +94,7 @@ codes! {
         "Only one switchover or failover runs at a time."
         "Wait for it to end; `sempre status` shows it."
     25 NOTHING_TO_CANCEL 404 "There is nothing to cancel"
-        "No switchover is scheduled or waiting."
+        "No switchover is scheduled or waiting, or no restart of this member is scheduled."
         "Nothing is to be done."
     26 WOULD_LOSE_DATA 412 "Acknowledged commits would be lost"
         "Not enough of the sync set can be reached to prove that the target has every acknowledged commit."
@@ -126,6 +126,9 @@ codes! {
     35 PAUSED 412 "Not while the cluster is paused"
         "Nothing automatic happens while the cluster is paused, and this needs it."
         "`sempre resume` first."
+    36 ALREADY_SCHEDULED 409 "A restart is scheduled already"
+        "Each member has one scheduled restart at the most."
+        "Take it back first: `sempre restart MEMBER --cancel`."
     40 TOKEN_UNKNOWN 403 "The join token is unknown or has expired"
         "Tokens are valid for a limited time, and for one cluster."
         "Make a new one on a member: `sempre token`."
@@ -285,6 +288,7 @@ fn refusal(kind: Refusal) -> Code {
         Refusal::AlreadyPrimary => ALREADY_PRIMARY,
         Refusal::IsPrimary => IS_PRIMARY,
         Refusal::NothingToCancel => NOTHING_TO_CANCEL,
+        Refusal::AlreadyScheduled => ALREADY_SCHEDULED,
         Refusal::TooManyTokens => TOO_MANY_TOKENS,
         Refusal::TokenUnknown => TOKEN_UNKNOWN,
         Refusal::TokenUsed => TOKEN_USED,

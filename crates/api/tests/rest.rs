@@ -8,6 +8,7 @@ use sempre_api::{
     http::{BODY_MAX, ROUTES},
     serve,
 };
+use sempre_model::restart::{RestartConditions, ScheduledRestart, WantedRole};
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
@@ -215,9 +216,12 @@ async fn patronis_actions() {
         ("POST", "/restart", json!({"postgres_version": "14.1"}), 503),
         ("POST", "/restart", json!({"postgres_version": "x"}), 400),
         ("POST", "/restart", json!({"timeout": -1}), 400),
-        ("POST", "/restart", json!({"schedule": later}), 400),
+        ("POST", "/restart", json!({"schedule": "soon"}), 422),
+        ("POST", "/restart", json!({"schedule": null}), 422),
+        ("POST", "/restart", json!({"schedule": "2020-01-31T12:00:00Z"}), 422),
+        ("POST", "/restart", json!({"schedule": "2027-01-31T12:00:00"}), 400),
+        ("POST", "/restart", json!({"schedule": later, "role": "boss"}), 400),
         ("POST", "/restart", json!({"what": 1}), 400),
-        ("DELETE", "/restart", Value::Null, 404),
     ];
     for (method, path, body, code) in cases {
         let answer = rig.act(method, path, body.clone()).await;
@@ -225,6 +229,7 @@ async fn patronis_actions() {
     }
     assert_eq!(rig.agent.asked(), []);
     assert_eq!(rig.act("DELETE", "/switchover", Value::Null).await.0, 404);
+    assert_eq!(rig.act("DELETE", "/restart", Value::Null).await.0, 404);
 
     let scheduled = json!({"leader": "m1", "candidate": "m2", "scheduled_at": later});
     assert_eq!(rig.act("POST", "/switchover", scheduled).await.0, 202);
@@ -251,7 +256,47 @@ async fn patronis_actions() {
     assert_eq!(rig.act("POST", "/switchover", json!({"leader": "m2"})).await.0, 400);
     let scheduled = json!({"leader": "m2", "candidate": "m1", "scheduled_at": later});
     assert_eq!(rig.act("POST", "/switchover", scheduled).await.0, 400);
+    assert_eq!(rig.act("POST", "/restart", json!({"schedule": later})).await.0, 500);
     assert_eq!(rig.agent.asked(), []);
+    rig.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_restart_is_scheduled_and_shown_and_taken_back() {
+    let rig = rig("m1");
+    let (role, pending) = (Some(WantedRole::Replica), true);
+    let only_if = RestartConditions { role, below_version_num: Some(150_019), pending };
+    let at_unix_ms = 1_801_393_200_000;
+    let wish = ScheduledRestart { at_unix_ms, only_if, timeout_seconds: Some(30) };
+
+    // Its conditions do not hold now; they need not before its time.
+    let later = json!({"schedule": "2027-01-31T12:00:00+01:00", "role": "replica",
+        "postgres_version": "15.19", "timeout": "30", "restart_pending": true});
+    let (code, text) = rig.act("POST", "/restart", later.clone()).await;
+    assert_eq!(code, 202, "{text}");
+    assert_eq!(rig.agent.asked(), [Action::ScheduleRestart { member: id("m1"), wish }]);
+    assert_eq!(rig.act("POST", "/restart", later.clone()).await.0, 409);
+
+    let mut shown = later;
+    shown["schedule"] = "2027-01-31T11:00:00+00:00".into();
+    shown["timeout"] = 30.into();
+    assert_eq!(rig.get("/patroni").await["scheduled_restart"], shown);
+    assert_eq!(rig.get("/cluster").await["members"][0]["scheduled_restart"], shown);
+    assert!(rig.get("/cluster").await["members"][1].get("scheduled_restart").is_none());
+    let status = rig.get("/v1/status").await;
+    assert_eq!(status["members"][0]["scheduled_restart"]["at_unix_ms"], at_unix_ms);
+    let odd = status["oddities"].to_string();
+    assert!(odd.contains("a restart of m1 is scheduled for 2027-01-31 11:00"), "{odd}");
+    assert!(odd.contains("`sempre restart m1 --cancel`"), "{odd}");
+    rig.agent.change(|s| s.now_unix_ms = at_unix_ms + 1);
+    let odd = rig.get("/v1/status").await["oddities"].to_string();
+    assert!(odd.contains("a scheduled restart of m1 waits"), "{odd}");
+
+    // One at once is not kept back by it.
+    assert_eq!(rig.act("POST", "/restart", json!({})).await.0, 200);
+    assert_eq!(rig.act("DELETE", "/restart", Value::Null).await.0, 200);
+    assert_eq!(rig.act("DELETE", "/restart", Value::Null).await.0, 404);
+    assert!(rig.get("/patroni").await.get("scheduled_restart").is_none());
     rig.server.shutdown().await;
 }
 
@@ -322,6 +367,11 @@ async fn the_configuration_in_patronis_words() {
     rig.server.shutdown().await;
 }
 
+fn tomorrow() -> ScheduledRestart {
+    let only_if = RestartConditions::default();
+    ScheduledRestart { at_unix_ms: NOW + 86_400_000, only_if, timeout_seconds: None }
+}
+
 #[tokio::test]
 async fn the_client_sees_and_acts() {
     let rig = rig("m1");
@@ -336,6 +386,8 @@ async fn the_client_sees_and_acts() {
         Action::Resume,
         Action::Reload,
         Action::Restart { member: id("m2") },
+        Action::ScheduleRestart { member: id("m2"), wish: tomorrow() },
+        Action::CancelRestart { member: id("m2") },
         Action::Reinit { member: id("m3") },
         Action::Remove { member: id("w1"), force: false },
         Action::IssueToken { ttl_seconds: 60 },
@@ -353,6 +405,8 @@ async fn the_client_sees_and_acts() {
 
     for (action, code) in [
         (Action::Restart { member: id("m9") }, codes::UNKNOWN_MEMBER),
+        (Action::CancelRestart { member: id("m9") }, codes::UNKNOWN_MEMBER),
+        (Action::ScheduleRestart { member: id("m9"), wish: tomorrow() }, codes::UNKNOWN_MEMBER),
         (Action::SetPolicy(vec![("lease_tll_ms".into(), "5s".into())]), codes::UNKNOWN_POLICY_KEY),
         (Action::SetPolicy(vec![("lease_ttl_ms".into(), "x".into())]), codes::BAD_POLICY_VALUE),
         (Action::SetPolicy(vec![("lease_ttl_ms".into(), "1".into())]), codes::POLICY_CONTRADICTION),

@@ -9,7 +9,10 @@ use crate::{
     terminal::{self, Progress},
 };
 use sempre_api::{Action, Client, Done, codes, status::MemberStatus, units};
-use sempre_model::MemberId;
+use sempre_model::{
+    MemberId,
+    restart::{RestartConditions, ScheduledRestart},
+};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -44,7 +47,15 @@ pub async fn run(scene: &Scene, task: Task) -> Result<(), Fail> {
         }
         Task::Pause => simple(scene, &client, Action::Pause).await,
         Task::Resume => simple(scene, &client, Action::Resume).await,
-        Task::Restart { member } => restart(scene, &client, member).await,
+        Task::Restart { member, cancel: true, .. } => {
+            simple(scene, &client, Action::CancelRestart { member }).await
+        }
+        Task::Restart { member, at: Some(at), .. } => {
+            let (only_if, timeout_seconds) = (RestartConditions::default(), None);
+            let wish = ScheduledRestart { at_unix_ms: moment(&at)?, only_if, timeout_seconds };
+            simple(scene, &client, Action::ScheduleRestart { member, wish }).await
+        }
+        Task::Restart { member, .. } => restart(scene, &client, member).await,
         Task::Reload => simple(scene, &client, Action::Reload).await,
         Task::Reinit { member, yes } => {
             let question = format!("Throw away the data of {member}, and copy them afresh?");

@@ -103,6 +103,12 @@ pub enum Task {
     Restart {
         /// Whose
         member: MemberId,
+        /// Not now, but at this time, such as `2026-01-31T03:00:00Z`
+        #[arg(long, value_name = "TIME", conflicts_with = "cancel")]
+        at: Option<String>,
+        /// Take back a restart that was scheduled with --at
+        #[arg(long)]
+        cancel: bool,
     },
     /// Have this member's database read its configuration again
     Reload,

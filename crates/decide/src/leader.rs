@@ -6,6 +6,7 @@
 use crate::{
     LeaderView, detect,
     promote::{self, Choice},
+    restart,
     sync::{future_commits_safe, hull, past_commits_safe},
 };
 use sempre_model::{
@@ -54,7 +55,7 @@ pub struct Decision {
 type Rule = fn(&LeaderView, &mut Vec<String>) -> Option<Change>;
 
 /// The table. Order matters: safety of the present phase first, then wishes, then upkeep.
-pub const RULES: [(&str, Rule); 9] = [
+pub const RULES: [(&str, Rule); 10] = [
     ("fill-vacancy", fill_vacancy),
     ("confirm-serving", confirm_serving),
     ("shrink-while-promoting", shrink_while_promoting),
@@ -63,6 +64,7 @@ pub const RULES: [(&str, Rule); 9] = [
     ("abort-hand-over", abort_hand_over),
     ("leave-full-disk", leave_full_disk),
     ("begin-hand-over", begin_hand_over),
+    ("restart-on-schedule", restart::on_schedule),
     ("keep-sync-set", keep_sync_set),
 ];
 
@@ -171,7 +173,7 @@ fn shrink_while_promoting(view: &LeaderView, _: &mut Vec<String>) -> Option<Chan
 }
 
 /// Heard lately, with a database at work.
-fn alive(view: &LeaderView, member: &MemberId) -> bool {
+pub(crate) fn alive(view: &LeaderView, member: &MemberId) -> bool {
     let timeout = view.record.policy.sync_timeout_ms;
     view.age(member).is_some_and(|age| age < timeout)
         && view.heard.get(member).is_some_and(|h| {

@@ -5,6 +5,7 @@
 //! * [`detect`]: is the primary lost?
 //! * [`promote`]: who may be promoted, and when (rules 1 and 2);
 //! * [`leader`]: what the Raft leader proposes, as one ordered table;
+//! * [`restart`]: which restarts wait for others, and for their time;
 //! * [`member`]: what a member does to its own database, as one ordered table.
 //!
 //! Times are [`Millis`]: milliseconds of the deciding member's own monotonic clock.
@@ -14,6 +15,7 @@ pub mod leader;
 pub mod lease;
 pub mod member;
 pub mod promote;
+pub mod restart;
 pub mod sync;
 pub mod view;
 

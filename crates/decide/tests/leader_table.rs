@@ -4,13 +4,17 @@
 mod common;
 
 use common::{Cluster3, END, G, NOW, fenced, name, set};
-use sempre_decide::leader::{RULES, decide, target, wished_sync};
+use sempre_decide::{
+    leader::{RULES, decide, target, wished_sync},
+    restart::LATE_MAX_MS,
+};
 use sempre_model::{
     Generation, Lsn, Phase, SyncSet, Timeline,
     command::Change,
     observation::{DiskState, ProcessState},
     policy::{Durability, OnCrash},
     record::{Cause, Switchover},
+    restart::{RestartConditions, ScheduledRestart, WantedRole},
 };
 
 fn proposed(all: &Cluster3) -> Option<(&'static str, Change)> {
@@ -22,6 +26,27 @@ fn handing_over(me: &str) -> Cluster3 {
     all.record.phase = Phase::HandingOver { to: name("m1"), began_unix_ms: 77 };
     all.since = NOW - 200;
     all
+}
+
+/// A moment ago, by the wall clock of a view.
+const DUE: u64 = 999_000;
+
+/// A restart is scheduled.
+fn scheduled(member: &str, at_unix_ms: u64) -> Cluster3 {
+    let mut all = Cluster3::serving("m1");
+    schedule(&mut all, member, at_unix_ms, RestartConditions::default());
+    all
+}
+
+fn schedule(all: &mut Cluster3, member: &str, at_unix_ms: u64, only_if: RestartConditions) {
+    let wish = ScheduledRestart { at_unix_ms, only_if, timeout_seconds: None };
+    all.record.scheduled_restarts.insert(name(member), wish);
+}
+
+/// It is begun, or dropped.
+fn restart(member: &str, at_unix_ms: u64, dropped: Option<&str>) -> Change {
+    let dropped = dropped.map(str::to_owned);
+    Change::EndScheduledRestart { member: name(member), at_unix_ms, dropped }
 }
 
 /// One view for each rule, and what is to come of it.
@@ -113,6 +138,7 @@ fn table() -> Vec<(&'static str, Cluster3, Change)> {
         ("abort-hand-over", abort, abort_change),
         ("leave-full-disk", full, Change::BeginHandOver { expect: G, to: name("m1") }),
         ("begin-hand-over", wish, Change::BeginHandOver { expect: G, to: name("m2") }),
+        ("restart-on-schedule", scheduled("m1", DUE), restart("m1", DUE, None)),
         ("keep-sync-set", keep, keep_change),
     ]
 }
@@ -322,4 +348,66 @@ fn a_primary_lost_in_a_pause_is_left_as_it_is_and_that_is_kept_in_the_events_onc
 
     apply(&mut all, Change::SetPaused(false));
     assert!(matches!(proposed(&all), Some(("replace-lost-primary", Change::BeginFailover { .. }))));
+}
+
+#[test]
+fn a_scheduled_restart_waits_for_its_time_and_is_judged_then() {
+    assert_eq!(proposed(&scheduled("m1", 1_000_001)), None, "too early");
+
+    let mut all = scheduled("m1", DUE);
+    let only_if = RestartConditions { role: Some(WantedRole::Primary), ..Default::default() };
+    schedule(&mut all, "m1", DUE, only_if);
+    let dropped = Some(("restart-on-schedule", restart("m1", DUE, Some("it is no primary"))));
+    assert_eq!(proposed(&all), dropped);
+
+    // What keeps it back for a while keeps it back for so long, and no longer.
+    type Hinder = fn(&mut Cluster3);
+    let hindered: [(Hinder, &str); 4] = [
+        (|all| all.record.paused = true, "the cluster is paused"),
+        (|all| all.silent_for("m1", 5_000), "m1 is not running"),
+        (|all| all.database("m1").process = ProcessState::Starting, "m1 is not running"),
+        (|all| all.record.restarts = [(name("m2"), 9)].into(), "m2 is still to restart"),
+    ];
+    for (hinder, why) in hindered {
+        let mut all = scheduled("m1", DUE);
+        hinder(&mut all);
+        let decision = decide(&all.view());
+        assert!(decision.why_not.contains(&format!("scheduled restart of m1: {why}")));
+        assert_ne!(decision.proposal.map(|p| p.rule), Some("restart-on-schedule"));
+
+        let late = 1_000_000 - LATE_MAX_MS - 1;
+        schedule(&mut all, "m1", late, RestartConditions::default());
+        let dropped = restart("m1", late, Some(&format!("300 s later {why}")));
+        assert_eq!(proposed(&all), Some(("restart-on-schedule", dropped)));
+    }
+}
+
+#[test]
+fn restarts_of_one_time_go_round_with_the_primary_last() {
+    let mut all = Cluster3::serving("m1");
+    for m in ["m0", "m1", "m2"] {
+        schedule(&mut all, m, DUE, RestartConditions::default());
+    }
+    // One that does not run holds up nobody.
+    all.database("m1").process = ProcessState::Starting;
+    for (next, others) in [("m2", 2), ("m0", 1)] {
+        let Some(("restart-on-schedule", change)) = proposed(&all) else {
+            panic!("{:?}", proposed(&all));
+        };
+        assert_eq!(change, restart(next, DUE, None));
+        all.record.apply(&sempre_model::Command { at_unix_ms: 1, change }).unwrap();
+        assert_eq!(all.record.scheduled_restarts.len(), others);
+        all.record.restarts.clear();
+    }
+}
+
+#[test]
+fn the_primary_does_not_restart_before_standbys_that_must_have_a_parameter_first() {
+    let mut all = scheduled("m0", DUE);
+    all.database("m2").pending_restart = vec!["max_connections".into()];
+    let decision = decide(&all.view());
+    assert_eq!(decision.proposal, None);
+    assert!(decision.why_not[0].contains("in force on m2 first"), "{decision:?}");
+    all.database("m2").pending_restart = vec!["shared_buffers".into()];
+    assert_eq!(proposed(&all), Some(("restart-on-schedule", restart("m0", DUE, None))));
 }

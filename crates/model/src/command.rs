@@ -9,6 +9,7 @@ use crate::{
         Cause, Cluster, EVENTS_MAX, Event, Fenced, HISTORY_MAX, HistoryEntry, JoinToken, Phase,
         Record, Switchover, SyncSet, TOKENS_MAX,
     },
+    restart::ScheduledRestart,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -158,6 +159,24 @@ pub enum Change {
     RequestRestart(MemberId),
     /// It was.
     RestartDone(MemberId),
+    /// A database is to be restarted at a time.
+    ScheduleRestart {
+        /// Whose.
+        member: MemberId,
+        /// When, and what it hangs on.
+        wish: ScheduledRestart,
+    },
+    /// What was scheduled is no longer wished.
+    CancelRestart(MemberId),
+    /// The time has come.
+    EndScheduledRestart {
+        /// Whose.
+        member: MemberId,
+        /// The time of the one that was judged.
+        at_unix_ms: u64,
+        /// Why it is not done after all; none: it is asked for now.
+        dropped: Option<String>,
+    },
     /// A member is to get a fresh copy.
     RequestReinit(MemberId),
     /// It has.
@@ -210,6 +229,8 @@ pub enum Refusal {
     IsPrimary,
     /// There is no switchover or restart to cancel.
     NothingToCancel,
+    /// One is scheduled already.
+    AlreadyScheduled,
     /// [`TOKENS_MAX`] are open.
     TooManyTokens,
     /// Never issued, or expired.
@@ -220,15 +241,15 @@ pub enum Refusal {
     MemberExists,
 }
 
-fn stale(what: impl Into<String>) -> Rejected {
+pub(crate) fn stale(what: impl Into<String>) -> Rejected {
     Rejected::Stale(what.into())
 }
 
-fn refused(what: impl Into<String>) -> Rejected {
+pub(crate) fn refused(what: impl Into<String>) -> Rejected {
     refused_as(Refusal::NotNow, what)
 }
 
-fn refused_as(kind: Refusal, why: impl Into<String>) -> Rejected {
+pub(crate) fn refused_as(kind: Refusal, why: impl Into<String>) -> Rejected {
     Rejected::Refused { kind, why: why.into() }
 }
 
@@ -261,7 +282,7 @@ impl Record {
         }
     }
 
-    fn known(&self, name: &MemberId) -> Result<&Member, Rejected> {
+    pub(crate) fn known(&self, name: &MemberId) -> Result<&Member, Rejected> {
         self.members.get(name).ok_or_else(|| {
             refused_as(Refusal::UnknownMember, format!("there is no member `{name}`"))
         })
@@ -333,6 +354,7 @@ impl Record {
                 }
                 self.members.remove(name);
                 self.restarts.remove(name);
+                self.scheduled_restarts.remove(name);
                 self.reinits.remove(name);
                 event("remove", format!("{name} removed"))
             }
@@ -552,9 +574,11 @@ impl Record {
                 self.restarts.insert(name.clone(), self.version + 1);
                 event("restart", format!("restart of {name} requested"))
             }
-            Change::RestartDone(name) => {
-                self.restarts.remove(name).ok_or_else(|| stale("no restart was requested"))?;
-                event("restart", format!("{name} restarted"))
+            Change::RestartDone(name) => self.restart_done(name),
+            Change::ScheduleRestart { member, wish } => self.schedule_restart(member, wish),
+            Change::CancelRestart(name) => self.cancel_restart(name),
+            Change::EndScheduledRestart { member, at_unix_ms, dropped } => {
+                self.end_schedule(member, *at_unix_ms, dropped.as_deref())
             }
             Change::RequestReinit(name) => {
                 self.known(name)?;

@@ -5,8 +5,8 @@
 //!
 //! * [`ids`]: names and counters (member, generation, LSN, timeline);
 //! * [`policy`] and [`member`]: what an operator decides;
-//! * [`record`] and [`command`]: what the members agree on through Raft, and the only ways to
-//!   change it;
+//! * [`record`] and [`command`] (and of it [`restart`]): what the members agree on through Raft,
+//!   and the only ways to change it;
 //! * [`observation`]: what a member says of itself and of the others.
 
 pub mod command;
@@ -15,6 +15,7 @@ pub mod member;
 pub mod observation;
 pub mod policy;
 pub mod record;
+pub mod restart;
 
 pub use command::{Command, Rejected};
 pub use ids::{Generation, Lsn, MemberId, NodeId, Timeline};

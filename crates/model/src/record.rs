@@ -5,6 +5,7 @@ use crate::{
     ids::{Generation, Lsn, MemberId, NodeId, Timeline},
     member::{Member, MemberKind},
     policy::Policy,
+    restart::ScheduledRestart,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -260,6 +261,9 @@ pub struct Record {
     pub switchover: Option<Switchover>,
     /// Members whose database is to be restarted, and the record version of the wish.
     pub restarts: BTreeMap<MemberId, u64>,
+    /// Members whose database is to be restarted at a time.
+    #[serde(default)]
+    pub scheduled_restarts: BTreeMap<MemberId, ScheduledRestart>,
     /// Members that are to get a fresh copy, and the record version of the wish.
     pub reinits: BTreeMap<MemberId, u64>,
     /// Open and used join tokens.

@@ -52,7 +52,7 @@ pub use inspect::{DataDir, Foreign};
 pub use installation::{Installation, VERSIONS};
 pub use instance::{Base, Instance, Layout, StartCommand, Upstream};
 pub use logical::{LogicalSlot, Xid};
-pub use parameters::{BadParameter, STANDBYS_FIRST_ON_INCREASE, check_parameter, is_managed};
+pub use parameters::{BadParameter, check_parameter, is_managed};
 pub use roles::{ADMIN_ROLE, REPLICATION_ROLE};
 pub use session::Session;
 pub use settings::{ServerRole, Settings, parse_sync, render_sync};

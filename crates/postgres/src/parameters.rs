@@ -32,16 +32,6 @@ pub enum BadParameter {
     },
 }
 
-/// A standby refuses to follow a primary where one of these is larger than its own. So a larger
-/// value goes to the standbys first, a smaller one to the primary first.
-pub const STANDBYS_FIRST_ON_INCREASE: [&str; 5] = [
-    "max_connections",
-    "max_worker_processes",
-    "max_wal_senders",
-    "max_prepared_transactions",
-    "max_locks_per_transaction",
-];
-
 const MEMBER: &str = "it follows from the member's own configuration file";
 const POLICY: &str =
     "it follows from the policy (durability, sync_count); see `sempre config show`";

@@ -5,7 +5,6 @@ use crate::{
     Action, Snapshot,
     codes::{self, ActionError},
     units::{BadTime, parse_time},
-    words::role_word,
 };
 use answer::Response;
 use axum::{body::Body, extract::State};
@@ -16,15 +15,13 @@ use std::time::Duration;
 
 /// How long a change of primary is waited for before the answer says that it goes on.
 const SWITCHOVER_TIME: Duration = Duration::from_secs(20);
-/// How long a restart is waited for.
-const RESTART_TIME: Duration = Duration::from_secs(60);
 /// How often is looked whether it is done.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// A code and a text: how Patroni's actions end, well or not.
-type Ended = Result<(u16, String), (u16, String)>;
+pub(super) type Ended = Result<(u16, String), (u16, String)>;
 
-fn finish(ended: Ended) -> Response {
+pub(super) fn finish(ended: Ended) -> Response {
     let (code, text) = ended.unwrap_or_else(|refusal| refusal);
     let mut response = answer::text(code, text);
     if code == 401 {
@@ -35,7 +32,7 @@ fn finish(ended: Ended) -> Response {
 }
 
 /// sempre's errors in the codes that Patroni documents for changes.
-fn refusal(error: ActionError) -> (u16, String) {
+pub(super) fn refusal(error: ActionError) -> (u16, String) {
     let code = match error.code.entry().http {
         404 | 409 | 412 => 412,
         500.. => 503,
@@ -44,12 +41,12 @@ fn refusal(error: ActionError) -> (u16, String) {
     (code, error.to_string())
 }
 
-fn refuse<T>(code: u16, text: impl Into<String>) -> Result<T, (u16, String)> {
+pub(super) fn refuse<T>(code: u16, text: impl Into<String>) -> Result<T, (u16, String)> {
     Err((code, text.into()))
 }
 
 /// Checks the token, then reads the body as an object.
-async fn object(
+pub(super) async fn object(
     shared: &Shared,
     headers: &HeaderMap,
     body: Body,
@@ -163,7 +160,7 @@ fn plan_change(
     }
 }
 
-fn read_schedule(text: &str, now_unix_ms: u64) -> Result<u64, (u16, String)> {
+pub(super) fn read_schedule(text: &str, now_unix_ms: u64) -> Result<u64, (u16, String)> {
     match parse_time(text) {
         Err(BadTime::NoZone) => refuse(400, "the time needs a time zone"),
         Err(BadTime::Unreadable) => {
@@ -224,90 +221,6 @@ pub(crate) async fn cancel_switchover(
         }
     };
     finish(ended.await)
-}
-
-pub(crate) async fn restart(
-    State(shared): State<Context>,
-    headers: HeaderMap,
-    body: Body,
-) -> Response {
-    finish(try_restart(&shared, &headers, body).await)
-}
-
-async fn try_restart(shared: &Shared, headers: &HeaderMap, body: Body) -> Ended {
-    let request = object(shared, headers, body).await?;
-    let snapshot = shared.backend.snapshot();
-    if !may_restart(&snapshot, &request)? {
-        return refuse(503, "the conditions for a restart are not met");
-    }
-    let member = snapshot.me.clone();
-    let done = act(shared, Action::Restart { member: member.clone() }).await.map_err(refusal)?;
-    v1::wait_for_version(shared, done.version).await;
-    let until = tokio::time::Instant::now() + RESTART_TIME;
-    while shared.backend.snapshot().record.restarts.contains_key(&member) {
-        if tokio::time::Instant::now() >= until {
-            return refuse(503, "the restart is not done yet, and goes on");
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    Ok((200, "the database is restarted".into()))
-}
-
-/// Do the filters of a restart let it through?
-fn may_restart(snapshot: &Snapshot, request: &Map<String, Value>) -> Result<bool, (u16, String)> {
-    let database = snapshot.database(&snapshot.me);
-    let mut may = true;
-    for (key, value) in request {
-        match key.as_str() {
-            "schedule" => {
-                return refuse(400, "restarts cannot be scheduled; ask for it when it is due");
-            }
-            "role" => match value.as_str() {
-                Some(role @ ("primary" | "replica")) => {
-                    may &= role_word(database) == role;
-                }
-                Some("standby_leader") => may = false,
-                _ => return refuse(400, "`role` is primary, standby_leader or replica"),
-            },
-            "postgres_version" => {
-                let Some(wanted) = value.as_str().and_then(version_number) else {
-                    return refuse(400, "`postgres_version` is a version such as 15.2");
-                };
-                may &= database.and_then(|d| d.version_num).is_some_and(|have| have < wanted);
-            }
-            "timeout" => {
-                let seconds = value.as_f64().or_else(|| value.as_str()?.parse().ok());
-                if seconds.is_none_or(|seconds| seconds <= 0.0) {
-                    return refuse(400, "`timeout` is a number of seconds above 0");
-                }
-            }
-            "restart_pending" => {
-                if is_true(value) {
-                    may &= database.is_some_and(|d| !d.pending_restart.is_empty());
-                }
-            }
-            other => return refuse(400, format!("`{other}` is not a condition for a restart")),
-        }
-    }
-    Ok(may)
-}
-
-fn is_true(value: &Value) -> bool {
-    value.as_bool().unwrap_or_else(|| matches!(value.as_str(), Some("true" | "on" | "yes" | "1")))
-}
-
-/// `15.2` is 150002.
-fn version_number(text: &str) -> Option<u32> {
-    let (major, minor) = text.split_once('.').unwrap_or((text, "0"));
-    major.parse::<u32>().ok()?.checked_mul(10_000)?.checked_add(minor.parse().ok()?)
-}
-
-/// Restarts cannot be scheduled, so there is never one to delete.
-pub(crate) async fn cancel_restart(State(shared): State<Context>, headers: HeaderMap) -> Response {
-    finish(match auth::check(&shared, &headers) {
-        Ok(()) => refuse(404, "no restart is scheduled"),
-        Err(error) => Err(refusal(error)),
-    })
 }
 
 pub(crate) async fn reload(

@@ -11,6 +11,7 @@ mod auth;
 mod health;
 mod patroni;
 mod patroni_config;
+mod restart;
 mod server;
 mod transport;
 mod v1;
@@ -118,8 +119,8 @@ routes! {
     post "/switchover" actions::switchover;
     delete "/switchover" actions::cancel_switchover;
     post "/failover" actions::failover;
-    post "/restart" actions::restart;
-    delete "/restart" actions::cancel_restart;
+    post "/restart" restart::restart;
+    delete "/restart" restart::cancel_restart;
     post "/reload" actions::reload;
     post "/reinitialize" actions::reinitialize;
     get "/v1/status" v1::status;
@@ -136,6 +137,7 @@ routes! {
     post "/v1/pause" v1::act;
     post "/v1/resume" v1::act;
     post "/v1/restart" v1::act;
+    delete "/v1/restart" v1::cancel_restart;
     post "/v1/reload" v1::act;
     post "/v1/reinit" v1::act;
     post "/v1/remove" v1::act;

@@ -1,7 +1,7 @@
 //! `/patroni`, `/cluster`, `/history` and `/metrics`, in the words of Patroni, so that exporters
 //! and tools written for it work.
 
-use super::{Context, answer};
+use super::{Context, answer, restart};
 use crate::{
     Snapshot, metrics as prometheus,
     status::{self, MemberRole, MemberStatus},
@@ -86,6 +86,9 @@ pub(crate) fn document(snapshot: &Snapshot) -> Value {
     if database.is_some_and(|d| !d.pending_restart.is_empty()) {
         map.insert("pending_restart".into(), true.into());
         map.insert("pending_restart_reason".into(), pending_reason(snapshot, database));
+    }
+    if let Some(wish) = snapshot.record.scheduled_restarts.get(&snapshot.me) {
+        map.insert("scheduled_restart".into(), restart::document(wish).into());
     }
     map.insert(
         "patroni".into(),
@@ -229,6 +232,9 @@ fn member_document(snapshot: &Snapshot, member: &MemberStatus) -> Value {
         if !database.pending_restart.is_empty() {
             map.insert("pending_restart".into(), true.into());
         }
+    }
+    if let Some(wish) = record.scheduled_restarts.get(&member.name) {
+        map.insert("scheduled_restart".into(), restart::document(wish).into());
     }
     if !is_leader {
         lag_fields(snapshot, database, &mut map);

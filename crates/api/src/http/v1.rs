@@ -141,6 +141,8 @@ fn precheck(snapshot: &Snapshot, action: &Action) -> Result<(), ActionError> {
             .map(|_| ())
             .map_err(ActionError::from),
         Action::Restart { member }
+        | Action::ScheduleRestart { member, .. }
+        | Action::CancelRestart { member }
         | Action::Reinit { member }
         | Action::Remove { member, .. }
         | Action::Failover { to: member, .. }
@@ -194,6 +196,22 @@ pub(crate) async fn cancel_switchover(
     let cancelled = async {
         auth::check(&shared, &headers)?;
         let done = do_act(&shared, Action::CancelSwitchover).await?;
+        Ok(answer::json(200, &done))
+    };
+    finish(cancelled.await)
+}
+
+pub(crate) async fn cancel_restart(
+    State(shared): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let cancelled = async {
+        auth::check(&shared, &headers)?;
+        let action = Action::from_cancel_restart(answer::read_json(body).await?)?;
+        precheck(&shared.backend.snapshot(), &action)?;
+        let done = do_act(&shared, action).await?;
+        wait_for_version(&shared, done.version).await;
         Ok(answer::json(200, &done))
     };
     finish(cancelled.await)

@@ -4,6 +4,7 @@ use crate::snapshot::Snapshot;
 use sempre_model::{
     Member, MemberId, MemberKind, Phase, Tags,
     observation::{Database, DiskState, ProcessState, Role},
+    restart::ScheduledRestart,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -132,6 +133,9 @@ pub struct MemberStatus {
     pub agent_version: Option<String>,
     /// A restart was asked for and is not done.
     pub restart_requested: bool,
+    /// A restart that is to come at its time.
+    #[serde(default)]
+    pub scheduled_restart: Option<ScheduledRestart>,
     /// A fresh copy was asked for and is not done.
     pub reinit_requested: bool,
 }
@@ -173,6 +177,7 @@ pub(super) fn member_status(snapshot: &Snapshot, member: &Member) -> MemberStatu
             .map(|o| o.agent_version.clone())
             .filter(|version| !version.is_empty()),
         restart_requested: record.restarts.contains_key(name),
+        scheduled_restart: record.scheduled_restarts.get(name).cloned(),
         reinit_requested: record.reinits.contains_key(name),
     }
 }

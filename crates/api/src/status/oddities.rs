@@ -40,6 +40,7 @@ pub(super) fn oddities(snapshot: &Snapshot, status: &Status) -> Vec<Oddity> {
     cluster(snapshot, status, &mut found);
     sync_set(status, &mut found);
     for member in &status.members {
+        scheduled_restart(snapshot, member, &mut found);
         members(snapshot, status, member, &mut found);
     }
     certificate(snapshot, &mut found);
@@ -256,6 +257,22 @@ fn members(snapshot: &Snapshot, status: &Status, member: &MemberStatus, found: &
     if member.reinit_requested {
         found.push(odd(format!("{name} is to get a fresh copy"), "it was requested", "wait"));
     }
+}
+
+/// Also of a member that is silent: it may not be able to take its turn.
+fn scheduled_restart(snapshot: &Snapshot, member: &MemberStatus, found: &mut Vec<Oddity>) {
+    let Some(wish) = &member.scheduled_restart else { return };
+    let name = &member.name;
+    let what = if wish.at_unix_ms > snapshot.now_unix_ms {
+        format!("a restart of {name} is scheduled for {} UTC", show_time_short(wish.at_unix_ms))
+    } else {
+        format!("a scheduled restart of {name} waits")
+    };
+    found.push(odd(
+        what,
+        "it was requested",
+        format!("`sempre restart {name} --cancel` takes it back"),
+    ));
 }
 
 fn database_oddities(

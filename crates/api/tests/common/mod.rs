@@ -292,6 +292,22 @@ impl Backend for FakeAgent {
                     Action::CancelSwitchover if record.switchover.take().is_none() => {
                         refused = Some(codes::NOTHING_TO_CANCEL.error("nothing", "there is none"));
                     }
+                    Action::ScheduleRestart { member, wish } => {
+                        match record.scheduled_restarts.get(member) {
+                            Some(_) => {
+                                let code = codes::ALREADY_SCHEDULED;
+                                refused = Some(code.error("nothing", "there is one"));
+                            }
+                            None => {
+                                record.scheduled_restarts.insert(member.clone(), wish.clone());
+                            }
+                        }
+                    }
+                    Action::CancelRestart { member }
+                        if record.scheduled_restarts.remove(member).is_none() =>
+                    {
+                        refused = Some(codes::NOTHING_TO_CANCEL.error("nothing", "there is none"));
+                    }
                     Action::Pause => record.paused = true,
                     Action::Resume => record.paused = false,
                     Action::SetPolicy(changes) => {

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A time from now on, as `--at` takes it.
-fn after(pause: Duration) -> String {
+pub fn after(pause: Duration) -> String {
     let at = SystemTime::now() + pause;
     let seconds = at.duration_since(UNIX_EPOCH).unwrap().as_secs();
     let date = std::process::Command::new("date")
