@@ -181,7 +181,7 @@ pub enum ConfigTask {
 #[derive(Debug, Subcommand)]
 pub enum RouteTask {
     /// Lead PostgreSQL clients on this machine to the right member
-    Run(RouteHow),
+    Run(Box<RouteHow>),
 }
 
 /// `sempre route run ...`.
@@ -209,13 +209,45 @@ pub struct RouteHow {
     /// The file with its password
     #[arg(long, value_name = "FILE", requires = "auth_user")]
     pub auth_password_file: Option<PathBuf>,
+    /// How server connections are shared: a session keeps its own, or gives it back after each
+    /// transaction
+    #[arg(long, value_enum)]
+    pub pool_mode: Option<RoutePool>,
+    /// Server connections of one user and database; 0: no limit but the server's
+    #[arg(long, value_name = "N")]
+    pub pool_size: Option<usize>,
+    /// Who may use the admin database `sempre`; may be repeated
+    #[arg(long, value_name = "ROLE")]
+    pub admin_user: Vec<String>,
+    /// The certificate (with its chain, PEM) for clients that encrypt; without, TLS is between
+    /// client and server
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
+    /// Refuse clients that do not encrypt
+    #[arg(long, requires = "cert")]
+    pub require_tls: bool,
+    /// Who signed the databases' certificates, if not --ca
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub database_ca: Option<PathBuf>,
     /// How logs look
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub log_format: LogFormat,
 }
 
+/// When a server connection is given back.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum RoutePool {
+    /// When the client leaves.
+    Session,
+    /// After each transaction.
+    Transaction,
+}
+
 /// What becomes of sessions when the primary changes.
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum RouteStyle {
     /// They are carried to the next one.
     #[default]

@@ -18,6 +18,7 @@ mod member;
 mod privileges;
 mod recover;
 mod route;
+mod route_style;
 mod show;
 mod terminal;
 

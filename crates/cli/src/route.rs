@@ -1,32 +1,22 @@
 //! The routing part alone, beside an application.
 
 use crate::{
-    arguments::{RouteHow, RouteStyle},
+    arguments::RouteHow,
     connect,
     fail::Fail,
     logs, member, privileges,
+    route_style::{self, Sessions},
 };
 use rustls::ClientConfig;
 use sempre_api::codes;
 use sempre_net::https_client_by;
-use sempre_route::{
-    Credentials, Follower, Mode, ProxySettings, QueryCredentials, RouteError, Router, Style,
-};
+use sempre_route::{Follower, Mode, RouteError, Router};
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
 /// Both ports of a routing part.
 pub struct Routing {
     read_write: Router,
     read_only: Router,
-}
-
-/// How sessions are treated.
-pub enum Sessions {
-    /// They end with the primary.
-    Pass,
-    /// They are carried to the next one. As whom password verifiers are read: role and password;
-    /// without, only sessions that need no password are carried.
-    Carry(Option<(String, String)>),
 }
 
 impl Routing {
@@ -39,15 +29,7 @@ impl Routing {
         sessions: Sessions,
     ) -> Result<Self, Fail> {
         let (table, verifier) = Follower::start(members, tls);
-        let style = match sessions {
-            Sessions::Pass => Style::Pass,
-            Sessions::Carry(reader) => {
-                let credentials = reader.map(|(user, password)| -> Arc<dyn Credentials> {
-                    Arc::new(QueryCredentials::new(table.clone(), user, password))
-                });
-                Style::Proxy(ProxySettings { credentials, ..ProxySettings::default() })
-            }
-        };
+        let style = sessions.style(&table);
         let start = |address, mode| {
             let (style, verifier) = (style.clone(), verifier.clone());
             Router::start_in(style, vec![address], mode, table.clone(), verifier).map_err(failed)
@@ -79,10 +61,7 @@ fn failed(error: RouteError) -> Fail {
 pub fn run(how: &RouteHow) -> Result<(), Fail> {
     let members = how.members.iter().map(|text| split(text)).collect::<Result<_, _>>()?;
     let tls = how.ca.as_deref().map(trust).transpose()?;
-    let sessions = match how.style {
-        RouteStyle::Pass => Sessions::Pass,
-        RouteStyle::Carry => Sessions::Carry(reader(how)?),
-    };
+    let sessions = route_style::sessions(how)?;
     privileges::hurry();
     logs::start(how.log_format);
     connect::block_on_threads(async {
@@ -93,21 +72,6 @@ pub fn run(how: &RouteHow) -> Result<(), Fail> {
         routing.shutdown().await;
         Ok(())
     })
-}
-
-/// As whom password verifiers are read.
-fn reader(how: &RouteHow) -> Result<Option<(String, String)>, Fail> {
-    let (Some(user), Some(file)) = (&how.auth_user, &how.auth_password_file) else {
-        return Ok(None);
-    };
-    let text = std::fs::read_to_string(file).map_err(|error| {
-        Fail::usage(
-            format!("--auth-password-file {} cannot be used", file.display()),
-            error.to_string(),
-            "Name a file that holds the password of --auth-user, and nothing else.",
-        )
-    })?;
-    Ok(Some((user.clone(), text.trim_end_matches(['\r', '\n']).to_owned())))
 }
 
 /// By what members' REST is checked.

@@ -123,3 +123,35 @@ fn a_folder_with_something_in_it_is_left_alone() {
     assert_eq!(code, 2, "{err}");
     assert!(err.contains("is not empty"), "{err}");
 }
+
+#[test]
+fn what_routing_beside_an_application_cannot_use_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let authority = sempre_net::Authority::new("demo", "0123456789abcdef").unwrap();
+    let (ca, key) = (put("ca.pem", authority.cert_pem()), put("ca.key", authority.key_pem()));
+    let junk = put("junk.pem", "no certificate");
+    let with = |more: &[&str]| run(&[&["route", "run", "--members", "127.0.0.1:1"], more].concat());
+    for (more, said) in [
+        (&["--cert", &ca][..], "--key"),
+        (&["--require-tls"], "--cert"),
+        (&["--pool-mode", "statement"], "transaction"),
+        (&["--pool-size", "few"], "--pool-size"),
+        (&["--style", "pass", "--pool-size", "5"], "--pool-size has no use with --style pass"),
+        (&["--style", "pass", "--admin-user", "a"], "--admin-user has no use with --style pass"),
+        (&["--style", "pass", "--cert", &ca, "--key", &key], "--cert has no use"),
+        (&["--cert", "/nonexistent", "--key", &key], "--cert /nonexistent cannot be used"),
+        (&["--cert", &ca, "--key", "/nonexistent"], "--key /nonexistent cannot be used"),
+        (&["--cert", &junk, "--key", &key], "there is no certificate in it"),
+        (&["--cert", &ca, "--key", &junk], "key: "),
+        (&["--cert", &ca, "--key", &key], "--cert needs --ca or --database-ca"),
+        (&["--cert", &ca, "--key", &key, "--database-ca", &junk], "--database-ca"),
+    ] {
+        let (exit, out, err) = with(more);
+        assert!(exit == 2 && out.is_empty() && err.contains(said), "{more:?}: {exit}, {err}");
+    }
+}

@@ -34,6 +34,7 @@ pub use rpc::{BODY_MAX, Caller, Handler, METHOD_JOIN, RpcError};
 pub use server::{IsMember, PeerServer, ServerError};
 pub use stranger::{StrangerError, call_stranger};
 pub use tls::{
-    FOREIGN_AUTHORITY, TrustError, https_client, https_client_by, https_server, provider,
+    FOREIGN_AUTHORITY, TrustError, https_client, https_client_by, https_server, https_server_with,
+    provider,
 };
 pub use token::{BadToken, JoinToken, hash_secret};

@@ -143,14 +143,21 @@ pub fn https_server(
     identity: Arc<Identity>,
     own: Option<(&str, &str)>,
 ) -> Result<ServerConfig, TrustError> {
-    let what = "the certificate of REST";
-    let resolver: Arc<dyn ResolvesServerCert> = match own {
-        None => Arc::new(Present(identity)),
-        Some((chain, key)) => Arc::new(Fixed(Arc::new(certified(what, chain, key)?))),
-    };
+    match own {
+        None => server_showing(Arc::new(Present(identity))),
+        Some((chain, key)) => https_server_with(chain, key),
+    }
+}
+
+/// The same without a member: a certificate chain and its key in PEM.
+pub fn https_server_with(chain: &str, key: &str) -> Result<ServerConfig, TrustError> {
+    server_showing(Arc::new(Fixed(Arc::new(certified(chain, key)?))))
+}
+
+fn server_showing(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, TrustError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .map_err(TrustError::of(what))?
+        .map_err(TrustError::of("TLS"))?
         .with_no_client_auth()
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![HTTP1.to_vec()];
@@ -171,7 +178,7 @@ pub fn https_client(
     let others = match others {
         None => None,
         Some(pem) => {
-            let what = "the CA file of REST";
+            let what = "the CA file";
             let verifier = WebPkiServerVerifier::builder_with_provider(
                 Arc::new(roots(what, pem)?),
                 provider(),
@@ -216,8 +223,8 @@ fn roots(what: &'static str, pem: &str) -> Result<RootCertStore, TrustError> {
     if roots.is_empty() { Err(unusable("there is no certificate in it".into())) } else { Ok(roots) }
 }
 
-fn certified(what: &'static str, chain: &str, key: &str) -> Result<CertifiedKey, TrustError> {
-    let unusable = |why: String| TrustError::Unusable { what, why };
+fn certified(chain: &str, key: &str) -> Result<CertifiedKey, TrustError> {
+    let unusable = |why: String| TrustError::Unusable { what: "the certificate to show", why };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|e| unusable(e.to_string()))?;

@@ -16,7 +16,8 @@ use crate::{
     connect::{self, Scene},
     fail::Fail,
     logs, member,
-    route::{Routing, Sessions},
+    route::Routing,
+    route_style::Sessions,
     show,
     terminal::Progress,
 };
@@ -93,7 +94,7 @@ async fn live(scene: &Scene, plan: &Plan, agents: &mut Agents) -> Result<(), Fai
         wait(plan, agents, "the standbys do not stream", whole).await?;
     }
     progress.step("routing");
-    let sessions = Sessions::Carry(Some(login.reader()));
+    let sessions = Sessions::carried(Some(login.reader()));
     let (read_write, read_only) = (plan.read_write(), plan.read_only());
     let _routing = Routing::start(plan.rest_addresses(), read_write, read_only, None, sessions)?;
     // What is printed works from the first moment.
