@@ -30,6 +30,7 @@ mod peers;
 pub mod recover;
 mod rest_tls;
 mod route_style;
+mod route_view;
 mod routing;
 pub mod run;
 mod service;

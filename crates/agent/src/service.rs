@@ -5,11 +5,12 @@ use crate::{
     looper::{Event, Shown},
     majority,
     peers::{VERIFY, holds},
+    route_view,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use sempre_api::{
-    Action, ActionError, AgentView, Backend, Code, RaftView, RouteCounters, Seen, Snapshot,
+    Action, ActionError, AgentView, Backend, Code, PoolView, RaftView, Seen, Snapshot,
     action::Done, apply_policy_changes, codes,
 };
 use sempre_consensus::{Consensus, ProposeError};
@@ -25,7 +26,7 @@ use sempre_postgres::Instance;
 use sempre_route::{Router, Table, Verifier};
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, UNIX_EPOCH},
 };
 use tokio::sync::{mpsc, watch};
@@ -55,6 +56,10 @@ impl Service {
     async fn agreed(&self, change: Change, message: String) -> Result<Done, ActionError> {
         let record = self.propose(change).await?;
         Ok(Done { message, version: record.version, data: serde_json::Value::Null })
+    }
+
+    fn routers(&self) -> MutexGuard<'_, Vec<Arc<Router>>> {
+        self.routers.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn record(&self) -> Arc<Record> {
@@ -415,22 +420,6 @@ impl Backend for Service {
             .filter(|h| shown.standing.voters.contains(&h.observation.node))
             .count();
         let quorum = shown.standing.leader.is_some() && reachable > shown.standing.voters.len() / 2;
-        let mut route = RouteCounters::default();
-        for (i, router) in self.routers.lock().unwrap_or_else(|e| e.into_inner()).iter().enumerate()
-        {
-            let stats = router.stats();
-            if i == 0 {
-                route.read_write_now += stats.open - stats.held.min(stats.open);
-            } else {
-                route.read_only_now += stats.open - stats.held.min(stats.open);
-            }
-            route.held_now += stats.held;
-            route.accepted_total += stats.total;
-            route.refused_total += stats.refused;
-            route.cut_total += stats.cut;
-            route.bytes_to_server_total += stats.bytes_to_server;
-            route.bytes_to_client_total += stats.bytes_to_client;
-        }
         Snapshot {
             record: shown.record.clone(),
             me: shown.me.clone(),
@@ -453,7 +442,7 @@ impl Backend for Service {
                     .filter(|pid| *pid > 0 && shown.guard.connected),
                 uptime_ms: now.saturating_sub(shown.started),
             },
-            route,
+            route: route_view::counters(&self.routers()),
             database_started_unix_ms: shown.guard.postmaster.as_ref().map(|p| {
                 let ago = now.saturating_sub(p.started_at.0 / 1_000_000);
                 clock::now_unix_ms().saturating_sub(ago)
@@ -466,6 +455,10 @@ impl Backend for Service {
                 .and_then(|d| u64::try_from(d.as_millis()).ok()),
             now_unix_ms: clock::now_unix_ms(),
         }
+    }
+
+    fn pools(&self) -> Vec<PoolView> {
+        route_view::pools(&self.routers())
     }
 
     async fn act(&self, action: Action) -> Result<Done, ActionError> {

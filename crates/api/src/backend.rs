@@ -3,7 +3,7 @@
 use crate::{
     action::{Action, Done},
     codes::ActionError,
-    snapshot::Snapshot,
+    snapshot::{PoolView, Snapshot},
 };
 use std::time::Duration;
 
@@ -12,6 +12,9 @@ use std::time::Duration;
 pub trait Backend: Send + Sync + 'static {
     /// What the agent knows now. Called once a request: it must not block, and should be cheap.
     fn snapshot(&self) -> Snapshot;
+
+    /// The pools of server connections here. Counting them takes longer: for metrics alone.
+    fn pools(&self) -> Vec<PoolView>;
 
     /// Does what an operator asked for. Returns once it is agreed (in the record) or, for what is
     /// not in the record, done. It may be called on any member: the agent passes it on to

@@ -32,5 +32,5 @@ pub use client::{Client, ClientError};
 pub use codes::{ActionError, Code};
 pub use http::{ApiError, ApiServer, Clear, Transport, serve, serve_with};
 pub use policy_edit::apply_policy_changes;
-pub use snapshot::{AgentView, RaftView, RouteCounters, Seen, Snapshot};
+pub use snapshot::{AgentView, PoolView, RaftView, RouteCounters, Seen, Snapshot};
 pub use status::{Oddity, Status};

@@ -1,10 +1,15 @@
 //! Prometheus metrics, written from a snapshot.
 //!
 //! `patroni_*` have Patroni's names and labels (`scope`, `name`), so that dashboards and alerts
-//! written for it work; `sempre_*` are what only sempre has.
+//! written for it work; `pgbouncer_*` those of pgbouncer_exporter ([`POOLS`]); `sempre_*` are what
+//! only sempre has.
+
+mod pools;
+
+pub use pools::POOLS;
 
 use crate::{
-    snapshot::Snapshot,
+    snapshot::{PoolView, Snapshot},
     status::{self, PathState, Status},
     words,
 };
@@ -15,7 +20,7 @@ use std::{
 };
 
 /// The text of `/metrics`.
-pub fn render(snapshot: &Snapshot) -> String {
+pub fn render(snapshot: &Snapshot, pools: &[PoolView]) -> String {
     let status = status::status(snapshot);
     let mut page = Page {
         text: String::with_capacity(16 << 10),
@@ -25,6 +30,7 @@ pub fn render(snapshot: &Snapshot) -> String {
     cluster(snapshot, &status, &mut page);
     members(snapshot, &status, &mut page);
     agent(snapshot, &mut page);
+    pools::write(pools, &mut page);
     page.text
 }
 

@@ -77,6 +77,19 @@ pub struct AgentView {
     pub uptime_ms: u64,
 }
 
+/// What one user has to one database through one routed port, in numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PoolView {
+    /// `read_write` or `read_only`.
+    pub port: &'static str,
+    /// The database's name.
+    pub database: String,
+    /// The user's name.
+    pub user: String,
+    /// By metric, as [`crate::metrics::POOLS`] names them.
+    pub values: Vec<(&'static str, f64)>,
+}
+
 /// Counters of the routing part.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -3,13 +3,16 @@
 mod common;
 
 use common::{change_record, change_seen, id, silence, snapshot};
-use sempre_api::{Snapshot, metrics};
+use sempre_api::{PoolView, Snapshot, metrics};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Reads the text format strictly: each sample after its HELP and TYPE, names and labels well
 /// formed, no sample twice. Labels `scope` and `name` are dropped from the keys.
 fn read(snapshot: &Snapshot) -> BTreeMap<String, f64> {
-    let text = metrics::render(snapshot);
+    read_text(&metrics::render(snapshot, &[]))
+}
+
+fn read_text(text: &str) -> BTreeMap<String, f64> {
     assert!(text.ends_with('\n'));
     let mut samples = BTreeMap::new();
     let mut helped = BTreeSet::new();
@@ -124,6 +127,50 @@ fn of_a_standby_in_trouble() {
             ("sempre_path_up{member=\"m1\",path=\"0\",host=\"10.0.1.1\"}", 0.0),
         ],
     );
+}
+
+#[test]
+fn of_pools_under_the_names_of_pgbouncers_exporter() {
+    let none = read(&snapshot("m1"));
+    assert!(!none.keys().any(|key| key.starts_with("pgbouncer_")));
+
+    let pool = |port, user: &str, first: f64| PoolView {
+        port,
+        database: "shop".into(),
+        user: user.into(),
+        values: metrics::POOLS
+            .iter()
+            .zip(0_u8..)
+            .map(|((name, _), i)| (*name, first + f64::from(i)))
+            .collect(),
+    };
+    let pools = [
+        pool("read_write", "app", 1.0),
+        pool("read_write", "o\"ne", 0.5),
+        pool("read_only", "app", 100.0),
+    ];
+    let text = metrics::render(&snapshot("m1"), &pools);
+    let samples = read_text(&text);
+    assert_eq!(samples.keys().filter(|key| key.starts_with("pgbouncer_")).count(), 36);
+    expect(
+        &samples,
+        &[
+            (
+                "pgbouncer_pools_client_active_connections{database=\"shop\",user=\"app\",port=\"read_write\"}",
+                1.0,
+            ),
+            (
+                "pgbouncer_pools_client_active_connections{database=\"shop\",user=\"o\\\"ne\",port=\"read_write\"}",
+                0.5,
+            ),
+            (
+                "pgbouncer_stats_client_wait_seconds_total{database=\"shop\",user=\"app\",port=\"read_only\"}",
+                111.0,
+            ),
+        ],
+    );
+    assert!(text.contains("# TYPE pgbouncer_stats_queries_pooled_total counter\n"));
+    assert!(text.contains("# TYPE pgbouncer_pools_client_maxwait_seconds gauge\n"));
 }
 
 #[test]

@@ -135,5 +135,5 @@ fn an_empty_record_is_no_reason_to_fall_over() {
     snapshot.seen.clear();
     snapshot.paths.clear();
     render::render_status(&status(&snapshot), true, 0);
-    sempre_api::metrics::render(&snapshot);
+    sempre_api::metrics::render(&snapshot, &[]);
 }

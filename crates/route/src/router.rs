@@ -52,6 +52,7 @@ pub enum RouteError {
 
 /// A running router. Dropping it ends it at once; [`Router::shutdown`] tells the clients first.
 pub struct Router {
+    mode: Mode,
     counters: Arc<Counters>,
     sessions: Arc<Sessions>,
     addresses: Vec<SocketAddr>,
@@ -113,12 +114,17 @@ impl Router {
             tasks.spawn(accept(listener, shared.clone(), proxy.clone(), room.clone()));
         }
         let (counters, sessions) = (shared.counters.clone(), shared.sessions.clone());
-        Ok(Router { counters, sessions, addresses, closing, room, proxy, tasks })
+        Ok(Router { mode, counters, sessions, addresses, closing, room, proxy, tasks })
     }
 
     /// Where it listens (with the real port where 0 was asked for).
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// What it is for.
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// What it counted.

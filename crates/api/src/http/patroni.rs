@@ -30,7 +30,7 @@ pub(crate) async fn history(State(shared): State<Context>) -> Response {
 }
 
 pub(crate) async fn metrics(State(shared): State<Context>) -> Response {
-    let text = prometheus::render(&shared.backend.snapshot());
+    let text = prometheus::render(&shared.backend.snapshot(), &shared.backend.pools());
     answer::with_type(200, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())
 }
 

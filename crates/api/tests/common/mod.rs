@@ -3,7 +3,7 @@
 #![allow(dead_code)] // Each test binary uses a part of it.
 
 use sempre_api::{
-    Action, AgentView, Backend, Done, RaftView, RouteCounters, Seen, Snapshot,
+    Action, AgentView, Backend, Done, PoolView, RaftView, RouteCounters, Seen, Snapshot,
     codes::{self, ActionError},
 };
 use sempre_model::{
@@ -257,6 +257,10 @@ impl FakeAgent {
 impl Backend for FakeAgent {
     fn snapshot(&self) -> Snapshot {
         self.snapshot.lock().unwrap().clone()
+    }
+
+    fn pools(&self) -> Vec<PoolView> {
+        Vec::new()
     }
 
     async fn act(&self, action: Action) -> Result<Done, ActionError> {

@@ -12,6 +12,7 @@ mod disaster;
 mod durability;
 mod hand_over;
 mod logical;
+mod measured;
 mod restarts;
 mod tags;
 mod witness;
