@@ -1,14 +1,13 @@
 //! Password verifiers by a query, as a role that may read them.
 
-use crate::{Credentials, Table, Target};
+use crate::{Credentials, Table, Target, connect};
 use sempre_model::MemberId;
-use std::{sync::Arc, time::Duration};
-use tokio::{
-    sync::{Mutex, watch},
-    task::AbortHandle,
-    time::timeout,
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-use tokio_postgres::{Client, Config, NoTls};
+use tokio::{sync::watch, task::AbortHandle, time::timeout};
+use tokio_postgres::{Client, Config, NoTls, types::ToSql};
 
 /// A database that has not answered by then is passed over.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
@@ -23,12 +22,24 @@ pub struct QueryCredentials {
     table: watch::Receiver<Arc<Table>>,
     user: String,
     password: String,
-    /// Kept open: a log-in should not cost two.
-    kept: Mutex<Option<Kept>>,
+    /// Kept open: a log-in should not cost two. All log-ins ask over the same one, at the same time:
+    /// on a bad network an answer takes long, and a queue would outlast every client's patience.
+    kept: Place,
+    /// Held by the one that connects.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+type Place = Mutex<Option<Arc<Kept>>>;
+
+fn lock(place: &Place) -> MutexGuard<'_, Option<Arc<Kept>>> {
+    // Nothing panics half-way in here, so a poisoned lock still guards consistent data.
+    place.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Kept {
     member: MemberId,
+    /// The address it is connected by.
+    host: String,
     client: Client,
     driver: AbortHandle,
 }
@@ -39,10 +50,27 @@ impl Drop for Kept {
     }
 }
 
+/// A question. If it is dropped without an answer, its connection is not used again.
+struct Question<'a> {
+    place: &'a Place,
+    kept: Arc<Kept>,
+    answered: bool,
+}
+
+impl Drop for Question<'_> {
+    fn drop(&mut self) {
+        let mut place = lock(self.place);
+        if !self.answered && place.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, &self.kept)) {
+            *place = None;
+        }
+    }
+}
+
 impl QueryCredentials {
     /// Asks as `user`, in database `postgres`.
     pub fn new(table: watch::Receiver<Arc<Table>>, user: String, password: String) -> Self {
-        Self { table, user, password, kept: Mutex::default() }
+        let (kept, connecting) = Default::default();
+        Self { table, user, password, kept, connecting }
     }
 
     /// Who can be asked, best first.
@@ -53,28 +81,59 @@ impl QueryCredentials {
     }
 
     async fn ask(&self, target: &Target, user: &str) -> Result<Option<String>, String> {
-        let mut place = self.kept.lock().await;
-        // Taken out: one that did not answer in time is not used again.
-        let kept = match place.take() {
-            Some(kept) if kept.member == target.member && !kept.client.is_closed() => kept,
-            _ => self.connect(target).await?,
+        loop {
+            let kept = self.connection(target).await?;
+            let mut question = Question { place: &self.kept, kept, answered: false };
+            let client = &question.kept.client;
+            let asked: [&(dyn ToSql + Sync); 1] = [&user];
+            let found = tokio::select! {
+                biased;
+                found = client.query_one(QUERY, &asked) => found,
+                // The address is dead from here, and another one is not: no use to wait.
+                () = self.dies(&question.kept.host) => continue,
+            };
+            let found = found.and_then(|row| row.try_get(0)).map_err(|error| words(&error))?;
+            question.answered = true;
+            return Ok(found);
+        }
+    }
+
+    /// Ends when the address is dead from here.
+    async fn dies(&self, host: &String) {
+        let mut table = self.table.clone();
+        if table.wait_for(|table| table.dead_hosts.contains(host)).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The one that is kept, or a new one.
+    async fn connection(&self, target: &Target) -> Result<Arc<Kept>, String> {
+        let usable = || {
+            let kept = lock(&self.kept).clone();
+            kept.filter(|kept| kept.member == target.member && !kept.client.is_closed())
         };
-        let found = kept.client.query_one(QUERY, &[&user]).await.and_then(|row| row.try_get(0));
-        let found = found.map_err(|error| words(&error))?;
-        *place = Some(kept);
-        Ok(found)
+        if let Some(kept) = usable() {
+            return Ok(kept);
+        }
+        let _alone = self.connecting.lock().await;
+        if let Some(kept) = usable() {
+            return Ok(kept);
+        }
+        let kept = timeout(CONNECT_WITHIN, self.connect(target)).await;
+        let kept = Arc::new(kept.map_err(|_| "it does not let us in".to_owned())??);
+        *lock(&self.kept) = Some(kept.clone());
+        Ok(kept)
     }
 
     async fn connect(&self, target: &Target) -> Result<Kept, String> {
+        let (stream, host) = connect::to_target(target).await?;
         let mut config = Config::new();
-        for host in &target.hosts {
-            config.host(host);
-        }
-        config.port(target.port).user(&self.user).password(&self.password).dbname("postgres");
-        config.application_name("sempre routing").connect_timeout(CONNECT_WITHIN);
-        let (client, connection) = config.connect(NoTls).await.map_err(|error| words(&error))?;
+        config.user(&self.user).password(&self.password).dbname("postgres");
+        config.application_name("sempre routing");
+        let (client, connection) =
+            config.connect_raw(stream, NoTls).await.map_err(|error| words(&error))?;
         let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
-        Ok(Kept { member: target.member.clone(), client, driver })
+        Ok(Kept { member: target.member.clone(), host: host.to_owned(), client, driver })
     }
 }
 
