@@ -152,6 +152,8 @@ async fn open(address: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpStream
 /// What both ends set on their sockets.
 pub fn tune(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    // So that a lost heartbeat gets more than two tries within `USER_TIMEOUT`.
+    socket.set_tcp_thin_linear_timeouts(true)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
     socket.set_tcp_keepalive(&keepalive)

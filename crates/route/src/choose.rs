@@ -12,12 +12,17 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
-    /// Does `table` still lead there?
+    /// Does `table` still lead there? By which of its addresses first does not matter: where paths
+    /// lose packets that changes several times a second, and whoever began anew each time would
+    /// never get in.
     pub fn stands_in(&self, table: &Table) -> bool {
+        let same = |target: &Target| {
+            target.member == self.target.member && target.port == self.target.port
+        };
         self.generation == table.generation
             && match self.role {
-                Role::Primary => table.primary.as_ref() == Some(&self.target),
-                Role::Standby => table.standbys.iter().any(|s| s.target == self.target),
+                Role::Primary => table.primary.as_ref().is_some_and(same),
+                Role::Standby => table.standbys.iter().any(|s| same(&s.target)),
             }
     }
 }
@@ -121,5 +126,23 @@ mod tests {
         table.primary = Some(target("b"));
         table.limits.read_only_fallback = false;
         assert_eq!(names(&table, Mode::ReadOnly, &[], 0), "c");
+    }
+
+    #[test]
+    fn the_order_of_addresses_does_not_send_a_client_back() {
+        let hosts =
+            |hosts: [&str; 2]| Target { hosts: hosts.map(Into::into).into(), ..target("p") };
+        let mut table = Table { primary: Some(hosts(["a", "b"])), ..table() };
+        let candidate = Candidate {
+            target: hosts(["a", "b"]),
+            role: Role::Primary,
+            generation: table.generation,
+        };
+        table.primary = Some(hosts(["b", "a"]));
+        assert!(candidate.stands_in(&table));
+        table.primary = Some(Target { port: 5433, ..hosts(["a", "b"]) });
+        assert!(!candidate.stands_in(&table));
+        table.primary = Some(target("q"));
+        assert!(!candidate.stands_in(&table));
     }
 }

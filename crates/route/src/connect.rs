@@ -2,11 +2,16 @@
 
 use crate::{Target, socket};
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use std::{io, time::Duration};
+use std::{collections::BTreeMap, io, time::Duration};
 use tokio::{net::TcpStream, time};
 
 /// How long an address may stay silent before the next one is tried beside it.
 const STAGGER: Duration = Duration::from_millis(150);
+/// How long they may all stay silent before each is tried once more. The kernel repeats a lost SYN
+/// only after a second, and the next one two seconds later; a new connection need not wait for that.
+const AGAIN: Duration = Duration::from_millis(300);
+/// How often an address is tried.
+const TRIES: usize = 3;
 /// How long all addresses together may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Addresses of one member that are tried; more are a mistake.
@@ -22,18 +27,29 @@ pub(crate) async fn to_host(host: &str, port: u16) -> io::Result<TcpStream> {
 /// Connects to the first of `hosts` that lets us, preferring the earlier ones; says which.
 pub(crate) async fn to_any(hosts: &[String], port: u16) -> Result<(TcpStream, &str), String> {
     let attempt = async {
-        let mut hosts = hosts.iter().take(HOSTS_MAX);
+        let hosts = &hosts[..hosts.len().min(HOSTS_MAX)];
+        let mut tries = (0..TRIES).flat_map(|_| hosts).enumerate();
         let mut running = FuturesUnordered::new();
-        let mut failures = Vec::new();
+        let mut failures = BTreeMap::new();
         loop {
-            if let Some(host) = hosts.next() {
+            // One that refused said so: only silence is tried again.
+            let next = tries.by_ref().find(|(_, host)| !failures.contains_key(host.as_str()));
+            let mut patience = STAGGER;
+            if let Some((number, host)) = next {
                 running.push(async move { (host.as_str(), to_host(host, port).await) });
+                if number + 1 >= hosts.len() {
+                    patience = AGAIN;
+                }
             }
-            let Ok(finished) = time::timeout(STAGGER, running.next()).await else { continue };
+            let Ok(finished) = time::timeout(patience, running.next()).await else { continue };
             match finished {
                 Some((host, Ok(stream))) => return Ok((stream, host)),
-                Some((host, Err(error))) => failures.push(format!("{host}: {error}")),
-                None if hosts.len() == 0 => return Err(failures.join("; ")),
+                Some((host, Err(error))) => {
+                    failures.insert(host, format!("{host}: {error}"));
+                }
+                None if next.is_none() => {
+                    return Err(failures.into_values().collect::<Vec<_>>().join("; "));
+                }
                 None => {}
             }
         }

@@ -24,7 +24,9 @@ pub(crate) enum HttpError {
     #[error("no answer in time")]
     Timeout,
     #[error("cannot connect: {0}")]
-    Connect(#[from] std::io::Error),
+    Connect(String),
+    #[error("no TLS: {0}")]
+    Tls(#[from] std::io::Error),
     #[error("{0}")]
     Protocol(#[from] hyper::Error),
     #[error("the request cannot be made: {0}")]
@@ -79,9 +81,11 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<SendRequest<Empty<Bytes>>, HttpError> {
-        let stream = time::timeout(CONNECT_TIMEOUT, connect::to_host(&self.host, self.port))
+        let connecting = connect::to_any(std::slice::from_ref(&self.host), self.port);
+        let (stream, _) = time::timeout(CONNECT_TIMEOUT, connecting)
             .await
-            .map_err(|_| HttpError::Timeout)??;
+            .map_err(|_| HttpError::Timeout)?
+            .map_err(HttpError::Connect)?;
         let Some(tls) = &self.tls else { return speak(stream).await };
         let name = ServerName::try_from(self.host.clone()).map_err(std::io::Error::other)?;
         let connecting = TlsConnector::from(tls.clone()).connect(name, stream);
