@@ -14,7 +14,7 @@ use sempre_decide::{
 };
 use sempre_guard::GuardStatus;
 use sempre_model::{
-    Generation, Lsn, MemberId, NodeId, Observation, Record,
+    Generation, Lsn, MemberId, NodeId, Observation, Patience, Record,
     observation::{Database, DiskState, LeaseView, PathView, ProcessState, Role},
     record::{Fenced, Phase},
 };
@@ -51,7 +51,7 @@ pub struct State {
     pub voter: Voter,
     pub holder: Holder,
     pub heard: BTreeMap<MemberId, Heard>,
-    pub heard_paths: BTreeMap<MemberId, Vec<Option<Millis>>>,
+    pub heard_paths: BTreeMap<MemberId, Vec<Patience>>,
     pub unanswered_since: BTreeMap<(MemberId, usize), Millis>,
     pub rtt_us: BTreeMap<MemberId, Vec<Option<u64>>>,
     pub started: Millis,
@@ -247,9 +247,11 @@ impl State {
     pub fn heard_on(&mut self, member: &MemberId, path: usize, now: Millis) {
         let count = self.record.member(member).map_or(1, |m| m.paths.len());
         let paths = self.heard_paths.entry(member.clone()).or_default();
-        paths.resize(count, None);
-        if let Some(at) = paths.get_mut(path) {
-            *at = Some(now);
+        paths.resize(count, Patience::default());
+        let limit = self.record.policy.path_detect_ms;
+        let others = paths.iter().enumerate().any(|(i, p)| i != path && p.steady(limit, now));
+        if let Some(patience) = paths.get_mut(path) {
+            patience.speaks(others, limit, now);
         }
     }
 
@@ -260,9 +262,7 @@ impl State {
         let rtt = self.rtt_us.get(member);
         (0..count)
             .map(|i| PathView {
-                age_ms: heard
-                    .and_then(|h| h.get(i).copied().flatten())
-                    .map(|at| now.saturating_sub(at)),
+                age_ms: heard.and_then(|h| h.get(i)).and_then(|p| p.silent_ms(now)),
                 rtt_us: rtt.and_then(|r| r.get(i).copied().flatten()),
             })
             .collect()
@@ -278,16 +278,21 @@ impl State {
 
     /// Is `path` to `member` lost? Silent for long enough, with a heartbeat of ours unanswered,
     /// while another path to the same member works. A member that is silent everywhere is not
-    /// judged by this.
+    /// judged by this. A path that was silent lately and came back is given longer ([`Patience`]).
     pub fn path_lost(&self, member: &MemberId, path: usize, now: Millis) -> bool {
         let limit = self.record.policy.path_detect_ms;
-        let views = self.path_views(member, now);
-        let alive = |v: &PathView| v.age_ms.is_some_and(|age| age < limit);
+        let paths = self.heard_paths.get(member).map_or(&[][..], Vec::as_slice);
+        let others = paths.iter().enumerate().any(|(i, p)| i != path && p.steady(limit, now));
+        // One that never spoke is lost as well.
+        let silent = paths.get(path).is_some_and(|p| match p.silent_ms(now) {
+            Some(_) => p.over(limit, now),
+            None => true,
+        });
         let unanswered = self
             .unanswered_since
             .get(&(member.clone(), path))
             .is_some_and(|since| now.saturating_sub(*since) >= limit / 2);
-        unanswered && views.iter().any(alive) && views.get(path).is_some_and(|v| !alive(v))
+        unanswered && others && silent
     }
 
     /// The database as this member reports it.

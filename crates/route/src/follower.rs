@@ -7,7 +7,7 @@
 use crate::{
     TABLE_PATH, Table, TableAnswer, VERIFY_PATH, VERIFY_TIMEOUT, Verifier, VerifyAnswer,
     http::Client,
-    probe::{Endpoint, Pulse, probe},
+    probe::{Endpoint, LANES, Pulse, probe},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use hyper::StatusCode;
@@ -72,7 +72,7 @@ impl Follower {
             answers: BTreeMap::new(),
             known: BTreeSet::new(),
             best: None,
-            pulse: Pulse::default(),
+            pulse: Pulse::new(time::Instant::now()),
             beats,
             pollers: JoinSet::new(),
             tls: tls.clone(),
@@ -140,7 +140,10 @@ impl Following {
         look.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                Some(endpoint) = beats.recv() => self.pulse.beat(endpoint, time::Instant::now()),
+                Some(endpoint) = beats.recv() => {
+                    let places = self.publish_places.borrow();
+                    self.pulse.beat(endpoint, &places, time::Instant::now());
+                }
                 _ = look.tick() => self.publish(),
                 Some((endpoint, answer)) = news.recv() => self.heard(endpoint, answer),
                 () = self.publish.closed() => return,
@@ -175,7 +178,10 @@ impl Following {
     /// Polls this one too.
     fn learn(&mut self, endpoint: Endpoint) {
         if self.known.len() < ENDPOINTS_MAX && self.known.insert(endpoint.clone()) {
-            self.pollers.spawn(probe(endpoint.clone(), self.tls.clone(), self.beats.clone()));
+            for lane in 0..LANES {
+                let beats = self.beats.clone();
+                self.pollers.spawn(probe(endpoint.clone(), lane, self.tls.clone(), beats));
+            }
             self.pollers.spawn(poll(endpoint, self.tls.clone(), self.report.clone()));
         }
     }
