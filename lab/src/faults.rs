@@ -101,7 +101,15 @@ const FACTS: [Facts; 20] = [
     facts(Fault::GuardKilled, "guard-killed", Some(3_000), 4_000, "guard killed"),
     facts(Fault::GuardPaused, "guard-paused", Some(3_000), 6_000, "guard stopped (SIGSTOP)"),
     facts(Fault::WardenKilled, "warden-killed", Some(3_000), 4_000, "guard's warden killed"),
-    facts(Fault::PacketLoss, "packet-loss", None, 6_000, "30 % of the primary's packets lost"),
+    // TCP by itself: half of all exchanges need to be repeated, a few of them six times, and the
+    // database's own connections double the pause before each. Six are 13 s.
+    facts(
+        Fault::PacketLoss,
+        "packet-loss",
+        Some(15_000),
+        6_000,
+        "30 % of the primary's packets lost",
+    ),
     facts(Fault::PowerCycle, "power-cycle", None, 3_000, "all hosts lose power and come back"),
     // Last: it needs a cluster with disks of its own.
     facts(Fault::DiskFull, "disk-full", Some(1_000), 4_000, "primary's disk full"),

@@ -186,7 +186,8 @@ async fn under_load(
     run.fault_at_ms = millis(injected - load.began());
     fault.inject(rig, primary, standby).await.context("could not cause the fault")?;
     let lasted = injected + fault.lasts();
-    let gone_on = wait_until("writes went on after the fault", WRITES_DEADLINE, async || {
+    // The fault still lasts: only what ends it by itself is over.
+    let gone_on = wait_until("writes went on under the fault", WRITES_DEADLINE, async || {
         load.all_written_since(lasted)
     })
     .await
