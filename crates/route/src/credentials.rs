@@ -91,6 +91,7 @@ impl QueryCredentials {
                 found = client.query_one(QUERY, &asked) => found,
                 // The address is dead from here, and another one is not: no use to wait.
                 () = self.dies(&question.kept.host) => continue,
+                () = self.leaves(&target.member) => return Err("it is out of reach".into()),
             };
             let found = found.and_then(|row| row.try_get(0)).map_err(|error| words(&error))?;
             question.answered = true;
@@ -102,6 +103,18 @@ impl QueryCredentials {
     async fn dies(&self, host: &String) {
         let mut table = self.table.clone();
         if table.wait_for(|table| table.dead_hosts.contains(host)).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Ends when clients are led to this member no more.
+    async fn leaves(&self, member: &MemberId) {
+        let mut table = self.table.clone();
+        let left = |table: &Arc<Table>| {
+            let standbys = table.standbys.iter().map(|standby| &standby.target);
+            !table.primary.iter().chain(standbys).any(|target| target.member == *member)
+        };
+        if table.wait_for(left).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -145,7 +158,10 @@ fn words(error: &tokio_postgres::Error) -> String {
 impl Credentials for QueryCredentials {
     async fn verifier(&self, user: &str) -> Result<Option<String>, String> {
         let mut why = String::from("there is no database to ask");
-        for target in self.targets() {
+        let mut asked = Vec::new();
+        // Looked up anew each time: the primary may be another one by now.
+        while let Some(target) = self.targets().into_iter().find(|t| !asked.contains(&t.member)) {
+            asked.push(target.member.clone());
             match timeout(ANSWER_WITHIN, self.ask(&target, user)).await {
                 Ok(Ok(found)) => return Ok(found),
                 Ok(Err(error)) => why = format!("{}: {error}", target.member),
