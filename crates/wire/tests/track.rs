@@ -392,6 +392,32 @@ fn prepared_statements_are_remembered_when_they_are_there() {
 }
 
 #[test]
+fn a_name_leads_to_the_statement_that_answers_allow() {
+    // The Parse that is found; whether answers to an earlier cycle decide about it.
+    for (script, want, open) in [
+        ("", None, false),
+        (">P:a:x", Some(">P:a:x"), false),
+        (">P:a:x | >S", Some(">P:a:x"), true),
+        (">P:a:x | >S | <1 | <Z:I", Some(">P:a:x"), false),
+        (">P:a:x | >S | <1 | <Z:I | >CS:a", None, false),
+        (">P:a:x | >S | <1 | <Z:I | >CS:a | >P:a:y", Some(">P:a:y"), false),
+        (">P:a:x | >S | <1 | <Z:I | >CS:a | >P:a:y | >S", Some(">P:a:y"), true),
+        (">P:a:x | >S | <1 | <Z:I | >E: | >CS:a | >P:a:y | >S | <E | <Z:I", Some(">P:a:x"), false),
+        (">P:a:x | >S | <1 | <Z:I | >Q:discard all", Some(">P:a:x"), true),
+    ] {
+        let tracker = after(script);
+        let found = tracker.statement(b"a").map(|found| found.raw().unwrap().to_vec());
+        assert_eq!(found, want.map(message), "{script}");
+        assert_eq!(tracker.statement_is_open(b"a"), open, "{script}");
+    }
+    // What was overlooked takes nothing with it; what failed does.
+    let tracker = after(">P::x | >S | <1 | <Z:I | >E: | >P::y | >S | <E | <Z:I");
+    assert_eq!(tracker.statements().get(b"").unwrap().raw(), Some(&message(">P::x")[..]));
+    let tracker = after(">P::x | >S | <1 | <Z:I | >P::y | >S | <E | <Z:I");
+    assert!(tracker.statements().get(b"").is_none());
+}
+
+#[test]
 fn statements_beyond_the_limits_make_a_session_that_stays() {
     let mut tracker = Tracker::new();
     let text = "x".repeat(600_000);

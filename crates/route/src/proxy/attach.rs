@@ -7,6 +7,7 @@ use super::{
     lost::not_carriable,
     pool::ClientState,
     session::{Over, Session},
+    share::set_name,
     talk::Answers,
 };
 use crate::{
@@ -145,6 +146,12 @@ impl Session<'_> {
 
     /// Brings a connection to the session's state, and tells the client what is different.
     pub(super) async fn restore(&mut self, link: &mut Link) -> Result<(), NoLink> {
+        // The one setting that a session may have and still share its connections.
+        let name = self.parameter(b"application_name").to_vec();
+        if link.parameter(b"application_name").unwrap_or_default() != name {
+            let set = set_name(link, &name).await;
+            set.ok_or_else(|| NoLink::NotYet("the client's name cannot be set".into()))?;
+        }
         // Of one that shares its connections nothing needs to be restored; its prepared
         // statements come when they are used.
         let none = Statements::default();

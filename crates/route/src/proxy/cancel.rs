@@ -20,6 +20,12 @@ use tokio::{
 /// How long a cancel request may take on its way to the server.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Where clients' process numbers begin: above those that Linux gives (`PID_MAX_LIMIT`), so that a
+/// client never takes a real process, named by a notification, for itself.
+const FIRST_PROCESS: u32 = 1 << 22;
+/// Numbers of 31 bits: some clients read them signed.
+const LAST_PROCESS: u32 = 0x7FFF_FFFF;
+
 /// Where a client's query runs.
 #[derive(Clone, Debug)]
 struct Running {
@@ -60,10 +66,10 @@ impl Cancels {
         let secret: u32 = rand::random();
         let state = Arc::new(Mutex::new(State::default()));
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        // A process number of 31 bits, never 0: some clients read it signed.
         let process = loop {
-            let process = self.next.fetch_add(1, Relaxed) & 0x7FFF_FFFF;
-            if process != 0 && !clients.contains_key(&process) {
+            let number = self.next.fetch_add(1, Relaxed) % (LAST_PROCESS - FIRST_PROCESS);
+            let process = FIRST_PROCESS + 1 + number;
+            if !clients.contains_key(&process) {
                 break process;
             }
         };

@@ -28,6 +28,8 @@ const BARRIERS_MAX: u32 = 100;
 enum Step {
     Pass,
     Swallow,
+    /// This, in its place.
+    Replace(Vec<u8>),
     /// It, and all that follows, waits.
     Withhold,
     /// It is the end of a question of ours; what waited for it is said.
@@ -51,6 +53,11 @@ impl Session<'_> {
                 Step::Pass => {}
                 Step::Swallow => {
                     self.give(&bytes[from..at]);
+                    from = at + size;
+                }
+                Step::Replace(message) => {
+                    self.give(&bytes[from..at]);
+                    self.give(&message);
                     from = at + size;
                 }
                 Step::Withhold => {
@@ -148,6 +155,8 @@ impl Session<'_> {
                 )))
             }
             What::CancelledSyncWait => Step::Withhold,
+            // Whatever the client wants to hear of its own statements.
+            What::Notice(_) if ours => Step::Swallow,
             What::Notice(fields) if matches!(fields.code(), b"57P01" | b"57P02") => {
                 // A server that goes down at once. It says nothing about what ran.
                 if let Some(link) = &mut self.link {
@@ -166,9 +175,25 @@ impl Session<'_> {
                 }
                 Step::Pass
             }
-            What::Error { .. } | What::Notice(_) | What::Notification | What::CopyBegins(_) => {
-                Step::Pass
+            What::Notification => self.own_notification(piece),
+            What::Error { .. } => self.renamed_back(piece).map_or(Step::Pass, Step::Replace),
+            What::Notice(_) | What::CopyBegins(_) => Step::Pass,
+        }
+    }
+
+    /// A client knows its own notifications by the number of its process, as it was told of it.
+    fn own_notification(&self, piece: &Piece<'_>) -> Step {
+        let (Piece::Whole(message), Some(link)) = (piece, &self.link) else { return Step::Pass };
+        match message.body.strip_prefix(&link.process.to_be_bytes()) {
+            Some(rest) => {
+                let mut out = Vec::new();
+                write::message(&mut out, b'A', |out| {
+                    out.extend_from_slice(&self.key.process.to_be_bytes());
+                    out.extend_from_slice(rest);
+                });
+                Step::Replace(out)
             }
+            None => Step::Pass,
         }
     }
 
@@ -222,7 +247,7 @@ impl Session<'_> {
             return Step::Pass;
         }
         self.key.guard(false);
-        if self.tracker.pending().len() > 0 || self.open || !self.up.at_boundary() {
+        if self.tracker.pending().len() > 0 || self.open || self.broken || !self.up.at_boundary() {
             return Step::Pass;
         }
         let Some(link) = &mut self.link else { return Step::Pass };

@@ -41,8 +41,9 @@ impl Session<'_> {
         let shutdown = matches!(loss, Loss::Ended(Farewell::Shutdown));
         let Link { member, generation, down, .. } = link;
         let place = Where { member, generation };
-        if !down.at_boundary() {
-            // Inside a message to the client nothing can be said.
+        if !down.at_boundary() || self.broken {
+            // Inside a message to the client nothing can be said; and a client that broke the
+            // protocol heard what the server had to say.
             return Err(Over::Silent);
         }
         self.open = false;

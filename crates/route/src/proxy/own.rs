@@ -24,21 +24,29 @@ const XID_TEXT: &[u8] = b"select pg_catalog.pg_current_xact_id_if_assigned(), \
     then pg_catalog.pg_logical_emit_message(true, 'sempre', '') end, \
     pg_catalog.pg_last_wal_replay_lsn()";
 
-/// What belongs to the session. See [`super::carry`] for what becomes of it.
-const STATE_TEXT: &[u8] = b"select 's', name, setting from pg_catalog.pg_settings where source = 'session' \
+/// What belongs to the session. See [`super::carry`] for what becomes of it. Nothing in it may depend
+/// on the session's settings: a backslash, say, is warned of with old strings.
+///
+/// A row has to fit into what is seen at once. What is longer stays where it is.
+const STATE_TEXT: &[u8] = b"select case when long then 'x' else k end, \
+        case when long then 'a long text: ' || pg_catalog.left(n, 100) else n end, \
+        case when long then '' else v end \
+    from (select *, pg_catalog.octet_length(n || v) > 2000 and pg_catalog.octet_length( \
+            pg_catalog.convert_to(n || v, pg_catalog.pg_client_encoding())) > 9000 as long from ( \
+    select 's' k, name n, setting v from pg_catalog.pg_settings where source = 'session' \
     union all select 's', n, pg_catalog.current_setting(n, true) from pg_catalog.unnest($1::pg_catalog.text[]) n \
         where pg_catalog.current_setting(n, true) is not null \
     union all select 'a', 'session_authorization', session_user::text \
     union all select 'r', 'role', pg_catalog.current_setting('role') \
     union all select 'l', c, '' from pg_catalog.pg_listening_channels() c \
-    union all (select case when from_sql then 'p' else 'q' end, name, statement \
-        from pg_catalog.pg_prepared_statements where name not like 'sempre\\_%') \
+    union all (select case when from_sql then 'p' else 'q' end, name, case when from_sql then statement else '' end \
+        from pg_catalog.pg_prepared_statements where not pg_catalog.starts_with(name, 'sempre_')) \
     union all (select 'x', 'the temporary table \"' || relname || '\"', '' from pg_catalog.pg_class \
         where relnamespace = pg_catalog.pg_my_temp_schema() and relkind in ('r', 'p', 'v', 'S', 'm') limit 3) \
     union all (select 'x', 'the held cursor \"' || name || '\"', '' from pg_catalog.pg_cursors \
         where is_holdable limit 3) \
     union all (select 'x', 'an advisory lock of the session', '' from pg_catalog.pg_locks \
-        where locktype = 'advisory' and pid = pg_catalog.pg_backend_pid() limit 1)";
+        where locktype = 'advisory' and pid = pg_catalog.pg_backend_pid() limit 1)) every) measured";
 
 /// A transaction that is safe only when everything before it is. It waits for the standbys even
 /// where the session's own transactions do not.

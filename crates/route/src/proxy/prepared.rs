@@ -24,6 +24,8 @@ const TEXTS_MAX: usize = 20_000;
 const NAMES_MAX: usize = 1_000;
 /// A name that no statement has: closing it is answered, and does nothing.
 const NOBODY: &[u8] = b"sempre_none";
+/// What all names on servers begin with; a number follows.
+const PREFIX: &[u8] = b"sempre_p";
 
 /// A text, with its parameters' types, and its name on servers.
 pub(crate) struct Shared {
@@ -54,7 +56,7 @@ impl Registry {
         }
         *next += 1;
         let behind: Arc<[u8]> = behind.into();
-        let name = format!("sempre_p{next}").into_bytes();
+        let name = [PREFIX, next.to_string().as_bytes()].concat();
         let shared = Arc::new(Shared { number: *next, name, behind: behind.clone() });
         texts.insert(behind, shared.clone());
         shared
@@ -151,6 +153,16 @@ impl Names {
 }
 
 impl Session<'_> {
+    /// Does the message use a statement of which answers will decide which one it is?
+    pub(super) fn is_open_name(&self, tag: u8, body: &[u8]) -> bool {
+        let name = match (tag, body) {
+            (b'B', _) => BindNames::decode(body).map_or(&b""[..], |names| names.statement),
+            (b'D', [b'S', rest @ ..]) => rest.split(|byte| *byte == 0).next().unwrap_or_default(),
+            _ => b"",
+        };
+        !name.is_empty() && self.tracker.statement_is_open(name)
+    }
+
     /// The client's message under names that all connections share. None: as it came.
     pub(super) fn renamed(&mut self, tag: u8, body: &[u8], piece: &Piece<'_>) -> Option<Vec<u8>> {
         let mut out = Vec::new();
@@ -227,6 +239,30 @@ impl Session<'_> {
         Some(out)
     }
 
+    /// An error of the client's that names a statement, with the client's name for it. None: it
+    /// names none.
+    pub(super) fn renamed_back(&self, piece: &Piece<'_>) -> Option<Vec<u8>> {
+        let Piece::Whole(message) = piece else { return None };
+        if !self.shares() {
+            return None;
+        }
+        let at = message.body.windows(PREFIX.len()).position(|part| part == PREFIX)?;
+        let (before, found) = message.body.split_at(at);
+        let digits = found[PREFIX.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+        let (found, behind) = found.split_at(PREFIX.len() + digits.count());
+        // By the text: under a name of the client's there may be another one on its way already.
+        let texts = &self.proxy.pools.statements;
+        let (name, _) = self.tracker.statements().iter().find(|(name, prepared)| {
+            let behind = prepared.raw().and_then(|raw| raw.get(5 + name.len() + 1..));
+            behind.is_some_and(|behind| texts.get(behind).name == found)
+        })?;
+        let mut out = Vec::new();
+        write::message(&mut out, message.tag, |out| {
+            out.extend_from_slice(&[before, name, behind].concat());
+        });
+        Some(out)
+    }
+
     /// The message as it came, behind `out`.
     fn with_raw(&mut self, mut out: Vec<u8>, piece: &Piece<'_>) -> Option<Vec<u8>> {
         if out.is_empty() {
@@ -255,12 +291,13 @@ impl Session<'_> {
             }
             return None;
         }
-        if let Some(shared) = self.names.names.get(name) {
+        // What was sent under a name may have failed, or been overlooked: then it is another one.
+        let behind = self.tracker.statement(name)?.raw()?.get(5 + name.len() + 1..)?;
+        let known = self.names.names.get(name).filter(|shared| *shared.behind == *behind);
+        if let Some(shared) = known {
             return Some(shared.clone());
         }
-        // Closed in a cycle that failed.
-        let raw = self.tracker.statements().get(name)?.raw()?;
-        let shared = self.proxy.pools.statements.get(raw.get(5 + name.len() + 1..)?);
+        let shared = self.proxy.pools.statements.get(behind);
         self.names.names.insert(name.into(), shared.clone());
         Some(shared)
     }

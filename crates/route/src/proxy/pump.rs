@@ -86,8 +86,11 @@ impl Session<'_> {
         {
             return Poll::Ready(Event::ClientGone);
         }
-        let over =
-            self.client_ended && self.tracker.pending().len() == 0 && self.withheld.is_none();
+        // A client that broke the protocol is told so by the server, which then ends.
+        let over = self.client_ended
+            && !self.broken
+            && self.tracker.pending().len() == 0
+            && self.withheld.is_none();
         if over && self.given == self.to_client.len() {
             return Poll::Ready(Event::ClientGone);
         }
@@ -138,6 +141,11 @@ impl Session<'_> {
                 Poll::Ready(Err(_)) => return self.lost_writing(context, scratch),
                 Poll::Pending => return Poll::Pending,
             }
+            if let (true, true, Some(link)) = (self.broken, self.client_ended, &mut self.link) {
+                // Nobody knows what the server still waits for: not for this client.
+                let _ = Pin::new(&mut link.stream).poll_shutdown(context);
+                return Poll::Pending;
+            }
             let kept = self.from_client.len();
             scratch[..kept].copy_from_slice(&self.from_client);
             let mut read = 0;
@@ -153,6 +161,10 @@ impl Session<'_> {
                 }
                 if read == 0 {
                     self.client_ended = true;
+                    self.broken |= self.is_in_the_middle();
+                    if self.broken {
+                        continue;
+                    }
                 }
             }
             if read == 0 && (kept == 0 || self.wants_more) {
@@ -165,7 +177,13 @@ impl Session<'_> {
             self.wants_more = stop.is_none();
             match stop {
                 None => {}
-                Some(Stop::Wait) => return Poll::Pending,
+                // What it waits for may be the answer to what was put in front of it just now.
+                Some(Stop::Wait) => {
+                    return match self.flush_server(context) {
+                        Poll::Ready(Err(_)) => self.lost_writing(context, scratch),
+                        _ => Poll::Pending,
+                    };
+                }
                 Some(Stop::Broken) => return self.lost_writing(context, scratch),
                 Some(Stop::Event(event)) => return Poll::Ready(event),
             }

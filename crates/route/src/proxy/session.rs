@@ -13,7 +13,7 @@ use super::{
 };
 use sempre_wire::pg::{
     ErrorResponse, Scanner, Side,
-    track::{Hints, Tracker},
+    track::{Hints, Pending, Tracker, Whose},
 };
 
 /// What is known of the transaction block the client is in.
@@ -76,6 +76,9 @@ pub(crate) struct Session<'a> {
     pub up: Scanner,
     /// The rest of the client's message is not passed on.
     pub dropping: bool,
+    /// The client broke the protocol, or left in the middle of something. What it says goes to
+    /// the server as it is, which ends the connection, and says why as only it can.
+    pub broken: bool,
     /// Extended messages were sent since the last Sync.
     pub open: bool,
     pub tracker: Tracker,
@@ -134,6 +137,7 @@ impl<'a> Session<'a> {
             client_ended: false,
             up: Scanner::new(Side::Frontend),
             dropping: false,
+            broken: false,
             open: false,
             tracker: Tracker::new(),
             link: None,
@@ -172,10 +176,24 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// A parameter's value as the client knows it.
+    pub fn parameter(&self, name: &[u8]) -> &[u8] {
+        let found = self.parameters.iter().find(|(known, _)| &known[..] == name);
+        found.map_or(&b""[..], |(_, value)| value)
+    }
+
+    /// Does the server wait for more from the client, or does it work for it? A server that is not
+    /// told when such a client leaves waits forever, inside a COPY say, and keeps its locks.
+    pub fn is_in_the_middle(&self) -> bool {
+        let theirs = |pending: &Pending| pending.whose == Whose::Client;
+        self.link.is_some() && (self.open || self.tracker.pending().any(theirs))
+    }
+
     /// May the server be left for another one? Only between two transactions.
     pub fn is_idle(&self) -> bool {
         self.tracker.is_idle()
             && !self.open
+            && !self.broken
             && self.up.at_boundary()
             && self.withheld.is_none()
             && self.asking.is_none()

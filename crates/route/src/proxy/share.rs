@@ -18,10 +18,6 @@ impl Session<'_> {
     pub(super) async fn make_own(&mut self, mut link: Link) -> Option<Link> {
         let cut = link.ticket.cut.clone();
         let taken = with_link(&cut, async {
-            let name = self.begun.application_name();
-            if link.parameter(b"application_name").unwrap_or_default() != name {
-                set_name(&mut link, name).await?;
-            }
             // An error that the client should hear comes again on a new connection.
             self.restore(&mut link).await.ok()
         });
@@ -90,7 +86,8 @@ impl Session<'_> {
     }
 }
 
-async fn set_name(link: &mut Link, name: &[u8]) -> Option<()> {
+/// Gives a connection the client's name, whoever had it before.
+pub(super) async fn set_name(link: &mut Link, name: &[u8]) -> Option<()> {
     let mut question = Vec::new();
     write::parse(&mut question, b"", SET_NAME, &[]);
     write::bind(&mut question, b"", b"", &[Some(name)]);

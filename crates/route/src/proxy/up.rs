@@ -40,6 +40,8 @@ enum Step {
     Forward,
     /// Forward this in its place.
     Replace(Vec<u8>),
+    /// From here on the server gets all as it is.
+    Break,
     /// Ask for the transaction's id first, then look at it again.
     AskXid,
     Drop,
@@ -51,15 +53,23 @@ impl Session<'_> {
     pub(super) fn look_up(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Looked {
         let (mut at, mut from) = (0, 0);
         let stop = loop {
+            if self.broken {
+                at = bytes.len();
+                break None;
+            }
             let before = self.up.clone();
             let piece = match self.up.next(&bytes[at..]) {
                 Ok(Some(piece)) => piece,
                 Ok(None) => break None,
-                Err(error) => break Some(Stop::Event(Event::Fatal(talk::violation(error)))),
+                Err(error) => match self.breaks(error) {
+                    Step::Stop(stop) => break Some(stop),
+                    _ => continue,
+                },
             };
             let size = piece.size();
             match self.client_piece(&piece) {
                 Step::Forward => {}
+                Step::Break => continue,
                 Step::Drop => {
                     self.send(&bytes[from..at]);
                     from = at + size;
@@ -157,11 +167,11 @@ impl Session<'_> {
         match tag {
             b'X' => {
                 self.client_ended = true;
-                return Step::Drop;
+                self.broken = self.is_in_the_middle();
+                return if self.broken { Step::Break } else { Step::Drop };
             }
             b'p' => {
-                let error = talk::violation("invalid frontend message type 112");
-                return Step::Stop(Stop::Event(Event::Fatal(error)));
+                return self.breaks("invalid frontend message type 112");
             }
             _ => {}
         }
@@ -177,6 +187,9 @@ impl Session<'_> {
         }
         if self.is_idle() && (link.ticket.cut.is_draining() || self.is_asked_to_leave()) {
             return Step::Stop(Stop::Event(Event::Drain));
+        }
+        if self.shares() && self.is_open_name(tag, body) {
+            return Step::Stop(Stop::Wait);
         }
         match tag {
             b'Q' | b'P' | b'B' => {
@@ -216,6 +229,21 @@ impl Session<'_> {
             Ok(()) => Step::Forward,
             Err(_) => Step::Stop(Stop::Wait),
         }
+    }
+
+    /// What the client says is none of the protocol.
+    fn breaks(&mut self, why: impl ToString) -> Step {
+        if self.withheld.is_some() {
+            return Step::Stop(Stop::Wait);
+        }
+        if self.tracker.stands_in() {
+            return Step::Stop(Stop::Event(Event::Fatal(talk::violation(why))));
+        }
+        if self.link.is_none() {
+            return Step::Stop(Stop::Event(Event::NeedServer));
+        }
+        self.broken = true;
+        Step::Break
     }
 
     /// What has to happen before a message that may commit the client's block.

@@ -280,6 +280,7 @@ impl Tracker {
 
     /// After an error the server overlooks everything up to Sync.
     fn skip(&mut self) {
+        let mut overlooked = false;
         while let Some(front) = self.pending.front() {
             if front.kind == Kind::Sync {
                 if let Some(front) = self.pending.front_mut() {
@@ -288,8 +289,9 @@ impl Tracker {
                 return;
             }
             if front.kind == Kind::Parse && front.whose == Whose::Client {
-                self.statements.failed(front.name(), front.number);
+                self.statements.failed(front.name(), front.number, overlooked);
             }
+            overlooked = true;
             self.pop();
         }
         self.skipping = true;

@@ -234,6 +234,37 @@ impl Tracker {
         &mut self.statements
     }
 
+    /// The prepared statement that a message sent now would find under this name, if all that is
+    /// in flight succeeds.
+    pub fn statement(&self, name: &[u8]) -> Option<&Prepared> {
+        match self.names(name).next_back() {
+            Some((_, closed)) if closed.kind == Kind::CloseStatement => None,
+            Some((_, parse)) => self.statements.coming(name, parse.number),
+            None => self.statements.get(name),
+        }
+    }
+
+    /// Does it depend on the answers to an earlier cycle, which statement that is? In the same
+    /// cycle it does not: what fails there takes all that follows with it.
+    pub fn statement_is_open(&self, name: &[u8]) -> bool {
+        let named = self.names(name).next_back().map(|(at, _)| at);
+        let forgets = |pending: &Pending| {
+            pending.whose == Whose::Client
+                && pending.text.hints.any(Hints::PREPARED | Hints::ANYTHING)
+        };
+        let oldest = [named, self.pending.iter().position(forgets)].into_iter().flatten().min();
+        oldest.is_some_and(|oldest| self.pending.range(oldest..).any(Pending::ends_cycle))
+    }
+
+    /// What is in flight and gives a name to a statement, or takes it away.
+    fn names(&self, name: &[u8]) -> impl DoubleEndedIterator<Item = (usize, &Pending)> {
+        self.pending.iter().enumerate().filter(move |(_, pending)| {
+            pending.whose == Whose::Client
+                && matches!(pending.kind, Kind::Parse | Kind::CloseStatement)
+                && pending.name() == name
+        })
+    }
+
     /// The open transaction's id, as far as it is known. It stays known up to the ReadyForQuery
     /// that follows the transaction's end.
     pub fn xid(&self) -> Xid {

@@ -135,16 +135,15 @@ impl Statements {
         self.discard(old);
     }
 
-    /// It will not be there.
-    pub(super) fn failed(&mut self, name: &[u8], number: u32) {
+    /// It will not be there: it failed itself, or it was overlooked after something else did.
+    pub(super) fn failed(&mut self, name: &[u8], number: u32, overlooked: bool) {
         let taken = self.take(name, number);
         self.discard(taken);
-        if name.is_empty() {
+        if name.is_empty() && !overlooked {
             // A failed Parse takes the unnamed statement with it.
             self.closed(name);
-        } else {
-            self.tidy(name);
         }
+        self.tidy(name);
     }
 
     /// A Close was answered.
@@ -194,6 +193,12 @@ impl Statements {
                 None => entry.now.as_ref().map(|now| now.text),
             })
             .unwrap_or(Text::UNKNOWN)
+    }
+
+    /// One that was sent under this number and is not answered.
+    pub(super) fn coming(&self, name: &[u8], number: u32) -> Option<&Prepared> {
+        let coming = &self.entry(name)?.coming;
+        coming.iter().find(|(known, _)| *known == number).map(|(_, prepared)| prepared)
     }
 
     /// One that the server has.
