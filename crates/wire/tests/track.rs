@@ -253,6 +253,13 @@ fn answers_to_our_own_are_told_apart() {
     let want = [vec![Proxy], parts, vec![Proxy, Client, Proxy, Client, Client, Client]].concat();
     assert_eq!(seen, want);
     assert!(tracker.take_cancelled_sync_wait() && !tracker.take_cancelled_sync_wait());
+    // A question of ours, half answered, is nothing that the client could lose.
+    let mut tracker = after("}P:ours:x | }B::ours | }E: | }S | <1 | <2 | <C:SELECT 1");
+    assert_eq!(tracker.outlook(), Outlook::Quiet);
+    let mut out = Vec::new();
+    let lost = sempre_wire::pg::ErrorResponse::error("40001", "lost", "", "");
+    tracker.settle(Settled::Failed(&lost), &mut out).unwrap();
+    assert!(out.is_empty() && !tracker.stands_in());
 }
 
 #[test]

@@ -24,8 +24,10 @@
 //! - `replication` connections pass through as in [`crate::Style::Pass`], so not over TLS of ours.
 //! - A statement on its way is taken for sent as soon as it was given to the operating system, and
 //!   also when that refused it.
-//! - A cancel request may reach a statement outside a transaction that waits for the standbys; its
-//!   answer is then withheld until it is safe.
+//! - A cancel request may reach a statement outside a transaction that waits for the standbys, as
+//!   nobody can tell from outside when a statement begins to wait. Its client gets no answer before
+//!   the standbys have it, or 08007 where the primary is lost; but other sessions may see what it
+//!   did before that.
 //! - `pg_terminate_backend` ends the server connection, not the session.
 
 mod admin;

@@ -217,8 +217,9 @@ impl Tracker {
         };
         let (kind, text, client) = (front.kind, front.text, front.whose == Whose::Client);
         self.front_completed();
-        self.follow_transaction(tag, text, kind);
         if client {
+            // A question of the proxy's leaves the client where it was.
+            self.follow_transaction(tag, text, kind);
             self.hints |= tag::hints(tag) | text.hints;
             // The tag of EXECUTE is the one of the statement that was prepared.
             if tag == b"PREPARE" {
