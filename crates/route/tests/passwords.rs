@@ -72,9 +72,24 @@ async fn a_password_is_asked_for_once_and_logs_in_everywhere() {
         }
         sessions.push((user, connect(&dsn(user, "secret", "disable")).await.unwrap().0));
     }
+    // A password bound to the certificate that was shown: nobody can stand between.
+    for (required, password, said) in [
+        ("require", "secret", "by_scram"),
+        ("disable", "secret", "by_scram"),
+        ("require", "wrong", ""),
+    ] {
+        let bound = dsn("by_scram", password, "require") + " channel_binding=" + required;
+        let out = psql(&bound, "select current_user").await;
+        match said {
+            "" => assert!(stderr(&out).contains("password authentication failed"), "{out:?}"),
+            said => assert_eq!(stdout(&out), said, "{required}"),
+        }
+    }
     // No such user: the same words.
-    let wrong = stderr(&psql(&dsn("nobody", "secret", "disable"), "select 1").await);
-    assert!(wrong.contains("password authentication failed for user \"nobody\""), "{wrong}");
+    for sslmode in ["disable", "require"] {
+        let wrong = stderr(&psql(&dsn("nobody", "secret", sslmode), "select 1").await);
+        assert!(wrong.contains("password authentication failed for user \"nobody\""), "{wrong}");
+    }
     // PostgreSQL's own certificate is not shown; ours is.
     let tls = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
     assert_eq!(stdout(&psql(&dsn("by_scram", "secret", "require"), tls).await), "f");

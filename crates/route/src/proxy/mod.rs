@@ -49,6 +49,7 @@ mod resolve;
 mod serve;
 mod session;
 mod share;
+mod shown;
 mod startup;
 mod stream;
 mod talk;

@@ -1,6 +1,6 @@
 //! Encryption, up to the packet that says what a client wants.
 
-use super::{Proxy, stream::Stream};
+use super::{Proxy, shown::shown, stream::Stream};
 use crate::{
     ClientTls,
     first::{First, Kind},
@@ -19,8 +19,8 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a client came to.
 pub(super) enum Negotiated {
-    /// We speak with it. The packet: begin, or cancel.
-    Ours(Stream, First),
+    /// We speak with it. The packet: begin, or cancel. Then what its password can be bound to.
+    Ours(Stream, First, Option<Box<[u8]>>),
     /// It encrypts with the server; all that passes is bytes.
     Passes(TcpStream, First),
 }
@@ -48,7 +48,7 @@ pub(super) async fn negotiate(mut client: TcpStream, proxy: &Proxy) -> Option<Ne
         let first = read_first(&mut client, &proxy.shared).await?;
         match (first.kind, offer(proxy)) {
             (Kind::Startup | Kind::Cancel, _) => {
-                return Some(Negotiated::Ours(Stream::Plain(client), first));
+                return Some(Negotiated::Ours(Stream::Plain(client), first, None));
             }
             (Kind::Ssl | Kind::DirectTls, Offer::Databases) => {
                 return Some(Negotiated::Passes(client, first));
@@ -82,16 +82,17 @@ async fn encrypted(
     }
     let handshake = async {
         let started = LazyConfigAcceptor::new(acceptor, client).await?;
-        let stream = started.into_stream(tls.config.clone()).await?;
+        let (config, end_point) = shown(&tls.config, started.client_hello());
+        let stream = started.into_stream(config).await?;
         // As PostgreSQL 17: a client that does not ask must name the protocol, so that nobody can
         // be tricked into speaking another one.
         if direct && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
             return Err(io::Error::other("direct TLS without the protocol's name"));
         }
-        Ok(stream)
+        Ok((stream, end_point))
     };
-    let stream = match time::timeout(TLS_TIMEOUT, handshake).await {
-        Ok(Ok(stream)) => stream,
+    let (stream, end_point) = match time::timeout(TLS_TIMEOUT, handshake).await {
+        Ok(Ok(done)) => done,
         Ok(Err(error)) => {
             tracing::debug!(%error, "a TLS handshake that failed");
             count(&proxy.shared.counters.malformed);
@@ -101,5 +102,6 @@ async fn encrypted(
     };
     let mut stream = Stream::Tls(Box::new(stream.into()));
     let first = read_first(&mut stream, &proxy.shared).await?;
-    matches!(first.kind, Kind::Startup | Kind::Cancel).then_some(Negotiated::Ours(stream, first))
+    matches!(first.kind, Kind::Startup | Kind::Cancel)
+        .then_some(Negotiated::Ours(stream, first, end_point))
 }

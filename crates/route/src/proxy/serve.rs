@@ -118,15 +118,15 @@ async fn end(mut session: Session<'_>, over: Over) {
 
 /// Up to the point where the client is logged in. None: it was told why not, or is gone.
 async fn begin<'a>(client: TcpStream, proxy: &'a Proxy) -> Option<Box<Session<'a>>> {
-    let (mut client, first) = match negotiate(client, proxy).await? {
-        Negotiated::Ours(client, first) => (client, first),
+    let (mut client, first, end_point) = match negotiate(client, proxy).await? {
+        Negotiated::Ours(client, first, end_point) => (client, first, end_point),
         Negotiated::Passes(client, first) => {
             Box::pin(pass::run(client, Some(first), &proxy.shared)).await;
             return None;
         }
     };
     let begun = match FirstPacket::parse(&first.bytes) {
-        Ok(FirstPacket::Startup(startup)) => Begun::new(&startup, matches!(client, Stream::Tls(_))),
+        Ok(FirstPacket::Startup(startup)) => Begun::new(&startup, &client, end_point),
         Ok(FirstPacket::CancelRequest { process, key }) => {
             if proxy.cancels.cancel(process, key).await {
                 count(&proxy.shared.counters.cancels);
@@ -233,7 +233,7 @@ pub(super) async fn log_in_first(
             talk: &mut talk,
             user: begun.user(),
             credentials: proxy.settings.credentials.as_deref(),
-            end_point: None,
+            end_point: begun.end_point.as_deref(),
         };
         let logged_in = with_server(led, async |led| {
             // What the client has revealed need not be asked for again.

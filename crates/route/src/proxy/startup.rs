@@ -1,5 +1,6 @@
 //! How a client began its session, kept so that the session can be begun again elsewhere.
 
+use super::stream::Stream;
 use sempre_wire::pg::{Startup, write};
 
 /// The client's start-up message.
@@ -10,17 +11,20 @@ pub(crate) struct Begun {
     pub options: Vec<Vec<u8>>,
     /// The client came encrypted.
     pub encrypted: bool,
+    /// The binding of the certificate it was shown (SCRAM-SHA-256-PLUS).
+    pub end_point: Option<Box<[u8]>>,
     parameters: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Begun {
-    pub fn new(startup: &Startup<'_>, encrypted: bool) -> Self {
+    pub fn new(startup: &Startup<'_>, client: &Stream, end_point: Option<Box<[u8]>>) -> Self {
         let (options, parameters) = startup
             .parameters()
             .map(|(name, value)| (name.to_vec(), value.to_vec()))
             .partition::<Vec<_>, _>(|(name, _)| name.starts_with(b"_pq_."));
         let options = options.into_iter().map(|(name, _)| name).collect();
-        Self { minor: startup.minor, options, encrypted, parameters }
+        let encrypted = matches!(client, Stream::Tls(_));
+        Self { minor: startup.minor, options, encrypted, end_point, parameters }
     }
 
     pub fn parameter(&self, name: &str) -> Option<&[u8]> {
@@ -44,7 +48,8 @@ impl Begun {
         parameters.retain(|(name, _)| name != b"database");
         parameters.push((b"database".to_vec(), name.into()));
         let options = self.options.clone();
-        Self { minor: self.minor, options, encrypted: self.encrypted, parameters }
+        let end_point = self.end_point.clone();
+        Self { minor: self.minor, options, encrypted: self.encrypted, end_point, parameters }
     }
 
     /// What it wants to be called; empty: nothing.
