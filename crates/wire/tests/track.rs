@@ -159,7 +159,7 @@ fn each_conversation_leads_where_it_should() {
         ),
         (">Q:begin | >Q:insert | <C:BEGIN | <Z:T", "T 1 block None RolledBack"),
         // COPY.
-        (">Q:copy t from stdin | <G", "I 1 In Autocommit"),
+        (">Q:copy t from stdin | <G", "I 1 In RolledBack"),
         (">Q:copy t from stdin | <G | >d:1 | >d!:2 | >c", "I 1 InEnded Autocommit"),
         (">Q:copy t from stdin | <G | >d:1 | >c | <C:COPY 1 | <Z:I", "I 0 idle None Quiet"),
         (">Q:copy t from stdin | <G | >d:1 | >f | <E | <Z:I", "I 0 idle None Quiet"),

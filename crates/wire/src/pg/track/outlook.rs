@@ -2,7 +2,7 @@
 
 use super::pending::{Kind, Whose};
 use super::text::{Text, Verb};
-use super::{Hints, Tracker};
+use super::{Copy, Hints, Tracker};
 use crate::pg::backend::TransactionStatus;
 
 /// What can have become of what was in flight; of several pieces of work, the worst.
@@ -97,9 +97,14 @@ impl Tracker {
             (false, false) => Outlook::Quiet,
         };
         let mut in_doubt = 0_usize;
+        let mut copying = self.copy == Copy::In;
         for pending in self.pending.iter().filter(|pending| pending.whose == Whose::Client) {
             let outlook = match pending.kind {
                 _ if pending.is_answered() => walk.answered(pending.failed),
+                // The oldest waits for data, which the client has not ended.
+                Kind::Query if std::mem::take(&mut copying) && pending.text.statements <= 1 => {
+                    Outlook::RolledBack
+                }
                 Kind::Query | Kind::FunctionCall => walk.query(pending.text),
                 Kind::Execute => walk.execute(pending.text),
                 Kind::Sync => walk.sync(),
