@@ -4,6 +4,8 @@ mod common;
 
 use common::*;
 use sempre_route::{Mode, PoolMode, PoolSettings, ProxySettings, Style};
+use sempre_wire::pg::write;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_postgres::{Client, error::SqlState};
 
 const PID: &str = "select pg_backend_pid()";
@@ -201,4 +203,23 @@ async fn a_cancel_request_reaches_its_own_query_only() {
     }
     assert_eq!(running.await.unwrap().unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
     assert_eq!(simple(&one, "select 1").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_sent_at_once_with_what_it_waits_for_does_not_stand_still() {
+    let pair = pair();
+    let routed = pooled(&pair, 1);
+    let mut client = TcpStream::connect(routed.address).await.unwrap();
+    let mut bytes = startup();
+    write::query(&mut bytes, b"begin");
+    write::parse(&mut bytes, b"one", b"select 'seen ' || 1", &[]);
+    write::sync(&mut bytes);
+    write::bind(&mut bytes, b"", b"one", &[]);
+    write::execute(&mut bytes, b"", 0);
+    write::sync(&mut bytes);
+    write::query(&mut bytes, b"commit");
+    write::terminate(&mut bytes);
+    client.write_all(&bytes).await.unwrap();
+    let answer = all(&mut client).await;
+    assert!(answer.contains("seen 1") && answer.contains("COMMIT"), "{answer}");
 }
