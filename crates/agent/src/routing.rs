@@ -62,7 +62,13 @@ pub fn table(state: &State, hosts: &BTreeMap<MemberId, Vec<String>>, now: Millis
         }
     }
     // Of a primary that rests (it runs as a standby) nobody knows how far others have gone.
-    let lsn = leading.filter(|d| d.role == Role::Primary).map(|d| d.lsn);
+    let leading = leading.filter(|d| d.role == Role::Primary);
+    let lsn = leading.as_ref().map(|d| d.lsn);
+    // One that has gone further on an older timeline, and is not rewound yet, does not lag at all.
+    let follows = |d: &Database| {
+        let same = |leading: &Database| d.timeline == leading.timeline;
+        d.streaming_from.is_some() && leading.as_ref().is_some_and(same)
+    };
     for member in record.data_members() {
         let heard = database(state, &member.name, now);
         let rests = heard.as_ref().is_some_and(|d| d.role == Role::Standby);
@@ -76,7 +82,8 @@ pub fn table(state: &State, hosts: &BTreeMap<MemberId, Vec<String>>, now: Millis
                 if !member.tags.no_route && lag_fits {
                     let lag = lsn.map_or(0, |lsn| lsn.bytes_since(d.replay_lsn));
                     let lag_bytes = lag / LAG_STEP_BYTES * LAG_STEP_BYTES;
-                    table.standbys.push(Standby { target: target(member), lag_bytes });
+                    let (target, follows) = (target(member), follows(&d));
+                    table.standbys.push(Standby { target, lag_bytes, follows });
                 }
             }
             Some(d) if d.process == ProcessState::Starting => {}

@@ -66,6 +66,12 @@ pub(crate) fn candidates<L: Ord>(
     out
 }
 
+/// Is it a standby that may serve transactions of read-write sessions?
+pub(crate) fn follows(table: &Table, candidate: &Candidate) -> bool {
+    candidate.role == Role::Standby
+        && table.standbys.iter().any(|s| s.follows && s.target == candidate.target)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,7 +87,8 @@ mod tests {
     }
 
     fn table() -> Table {
-        let standby = |name, lag_bytes| Standby { target: target(name), lag_bytes };
+        let standby =
+            |name, lag_bytes| Standby { target: target(name), lag_bytes, follows: name != "c" };
         Table {
             primary: Some(target("a")),
             standbys: vec![standby("b", 0), standby("c", 10), standby("d", 1000)],
@@ -118,6 +125,15 @@ mod tests {
         strict.limits.read_only_fallback = false;
         strict.lost = vec![MemberId::new("b").unwrap()];
         assert_eq!(names(&strict, Mode::ReadOnly, &[], 0), "c");
+    }
+
+    #[test]
+    fn transactions_go_to_standbys_that_follow_and_never_to_the_primary() {
+        let mut chosen = candidates(&table(), Mode::ReadOnly, |_| 0, 0);
+        assert_eq!(chosen.len(), 3);
+        chosen.retain(|candidate| follows(&table(), candidate));
+        assert_eq!(chosen.len(), 1);
+        assert_eq!(chosen[0].target.member.as_str(), "b");
     }
 
     #[test]

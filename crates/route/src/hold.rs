@@ -107,7 +107,7 @@ impl<'a> Hold<'a> {
     }
 
     /// Connects first and verifies then: see [`crate::Verifier`].
-    async fn attempt(&mut self, candidate: &Candidate) -> Result<Led, String> {
+    pub async fn attempt(&mut self, candidate: &Candidate) -> Result<Led, String> {
         let (shared, waited) = (self.shared, self.waited);
         let member = &candidate.target.member;
         let ticket = shared

@@ -107,7 +107,9 @@ impl Router {
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
         let mut tasks = JoinSet::new();
         if let Some(proxy) = &proxy {
-            tasks.spawn(proxy.pools.clone().keep());
+            for pools in proxy.all_pools() {
+                tasks.spawn(pools.clone().keep());
+            }
         }
         tasks.spawn(obey(table, shared.sessions.clone(), proxy.clone()));
         for listener in listeners {
@@ -152,7 +154,7 @@ impl Router {
         self.closing.send_replace(true);
         self.sessions.close();
         if let Some(proxy) = &self.proxy {
-            proxy.pools.tidy();
+            proxy.tidy();
         }
     }
 }
@@ -174,7 +176,7 @@ async fn obey(
         if let Some(proxy) = &proxy {
             // Idle connections that were cut are closed at once: a primary that hands over waits
             // until they are gone.
-            proxy.pools.tidy();
+            proxy.tidy();
         }
         if table.changed().await.is_err() {
             // The source is gone. No news is no reason to cut anyone.

@@ -50,10 +50,13 @@ impl Inner {
         }
     }
 
+    fn has_failed(&self, member: &MemberId) -> bool {
+        self.failed.get(member).is_some_and(|at| at.elapsed() < LAST_FOR)
+    }
+
     fn candidates(&self, table: &Table, mode: Mode, turn: usize) -> Vec<Candidate> {
         let load = |member: &MemberId| {
-            let failed = self.failed.get(member).is_some_and(|at| at.elapsed() < LAST_FOR);
-            (failed, self.per_member.get(member).copied().unwrap_or(0))
+            (self.has_failed(member), self.per_member.get(member).copied().unwrap_or(0))
         };
         choose::candidates(table, mode, load, turn)
     }
@@ -182,6 +185,11 @@ impl Sessions {
     /// A client that was led there could not use this member: for a moment it comes last.
     pub fn failed(&self, member: &MemberId) {
         self.inner().failed.insert(member.clone(), Instant::now());
+    }
+
+    /// Could it not be used a moment ago?
+    pub fn has_failed(&self, member: &MemberId) -> bool {
+        self.inner().has_failed(member)
     }
 
     /// A place for a session led to `candidate`; none when it would be cut already.
@@ -323,8 +331,11 @@ mod tests {
 
     #[test]
     fn idle_connections_do_not_count_and_a_member_that_failed_comes_last() {
-        let standby =
-            |name| Standby { target: candidate(name, Role::Standby, 4).target, lag_bytes: 0 };
+        let standby = |name| Standby {
+            target: candidate(name, Role::Standby, 4).target,
+            lag_bytes: 0,
+            follows: true,
+        };
         let table = Table { standbys: vec![standby("b"), standby("c")], ..table(4) };
         let sessions = Arc::new(Sessions::new(Arc::new(table.clone())));
         let first = |candidates: Vec<Candidate>| candidates[0].target.member.to_string();

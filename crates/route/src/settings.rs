@@ -1,6 +1,6 @@
 //! How a router treats its clients: just led, or carried.
 
-use crate::PoolSettings;
+use crate::{PoolSettings, SplitSettings};
 use std::{fmt, sync::Arc};
 
 /// The name under which clients reach the router itself.
@@ -33,6 +33,8 @@ pub struct ProxySettings {
     pub resolve_commit: bool,
     /// How server connections are shared.
     pub pool: PoolSettings,
+    /// Which transactions standbys serve (on a read-write port only).
+    pub split: SplitSettings,
     /// Who may use the admin database, [`ADMIN_DATABASE`]. Nobody: there is none.
     pub admin_users: Vec<String>,
 }
@@ -45,6 +47,7 @@ impl Default for ProxySettings {
             credentials: None,
             resolve_commit: true,
             pool: PoolSettings::default(),
+            split: SplitSettings::default(),
             admin_users: Vec::new(),
         }
     }
@@ -58,6 +61,7 @@ impl fmt::Debug for ProxySettings {
             .field("credentials", &self.credentials.is_some())
             .field("resolve_commit", &self.resolve_commit)
             .field("pool", &self.pool)
+            .field("split", &self.split)
             .field("admin_users", &self.admin_users)
             .finish()
     }

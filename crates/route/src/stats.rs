@@ -42,6 +42,12 @@ counters! {
     unreachable,
     /// Cancel requests passed on.
     cancels,
+    /// Read-only transactions that a standby served (read/write split).
+    split_to_standby,
+    /// Read-only transactions that the primary served, as no standby fitted.
+    split_to_primary,
+    /// Of both, those that waited for a standby to replay what the session had written.
+    split_waited,
     /// Bytes from clients to servers.
     bytes_to_server,
     /// Bytes from servers to clients.

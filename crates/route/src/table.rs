@@ -25,6 +25,10 @@ pub struct Standby {
     pub target: Target,
     /// How far its replay is behind the primary, bytes.
     pub lag_bytes: u64,
+    /// It streams the history of the primary that the table names, and no other: then positions of
+    /// the two can be compared. Read/write split uses no others.
+    #[serde(default)]
+    pub follows: bool,
 }
 
 /// The part of the policy that routing obeys.

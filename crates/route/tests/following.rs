@@ -114,7 +114,11 @@ async fn a_stand_alone_router_follows_a_failover() {
         |server: &Server, rest: u16| Target { rest_port: Some(rest), ..server.target() };
     let first = Table {
         version: 2,
-        standbys: vec![Standby { target: with_rest(&pair.new, new.port), lag_bytes: 0 }],
+        standbys: vec![Standby {
+            target: with_rest(&pair.new, new.port),
+            lag_bytes: 0,
+            follows: true,
+        }],
         ..table(1, Some(with_rest(&pair.old, old.port)))
     };
     // Told of one member only, and of an address where nobody is; it learns of the other.

@@ -11,7 +11,7 @@ use super::{
     talk::Answers,
 };
 use crate::{
-    farewell,
+    Role, farewell,
     hold::{Hold, Led, NotLed},
     sessions::Cut,
     stats::count,
@@ -147,7 +147,7 @@ impl Session<'_> {
     /// Brings a connection to the session's state, and tells the client what is different.
     pub(super) async fn restore(&mut self, link: &mut Link) -> Result<(), NoLink> {
         // The one setting that a session may have and still share its connections.
-        let name = self.parameter(b"application_name").to_vec();
+        let name = self.parameter(b"application_name").unwrap_or_default().to_vec();
         if link.parameter(b"application_name").unwrap_or_default() != name {
             let set = set_name(link, &name).await;
             set.ok_or_else(|| NoLink::NotYet("the client's name cannot be set".into()))?;
@@ -155,7 +155,7 @@ impl Session<'_> {
         // Of one that shares its connections nothing needs to be restored; its prepared
         // statements come when they are used.
         let none = Statements::default();
-        let statements = match self.shares() {
+        let statements = match self.renames() {
             true => &none,
             false => self.tracker.statements(),
         };
@@ -174,12 +174,22 @@ impl Session<'_> {
             link.reported(&name, &value);
         }
         self.to_client.extend_from_slice(&restored.notifications);
+        self.tell_parameters(link);
+        Ok(())
+    }
+
+    /// Tells the client what is different on this connection.
+    pub(super) fn tell_parameters(&mut self, link: &Link) {
+        // A client of the read-write port is not told of each transaction that a standby serves.
+        let split = self.proxy.standbys.is_some() && link.role == Role::Standby;
         for (name, value) in &link.parameters {
+            if split && &name[..] == b"in_hot_standby" {
+                continue;
+            }
             if self.reported(name, value) {
                 write::parameter_status(&mut self.to_client, name, value);
             }
         }
-        Ok(())
     }
 
     /// The way it logged in cannot be repeated.

@@ -74,6 +74,8 @@ fn is_one_statement(text: &[u8]) -> bool {
 #[derive(Default)]
 pub(crate) struct Carried {
     snapshot: Option<Box<Snapshot>>,
+    /// Counts its changes.
+    revision: u64,
     pub names: Names,
 }
 
@@ -89,7 +91,21 @@ impl Carried {
         if !renamed {
             statements.retain(|name| snapshot.protocol.iter().any(|known| known[..] == *name));
         }
+        if self.snapshot.as_ref() != Some(&snapshot) {
+            self.revision += 1;
+        }
         self.snapshot = Some(snapshot);
+    }
+
+    /// Another number: it is not as it was.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// A setting of the session's own.
+    pub fn setting(&self, name: &[u8]) -> Option<&[u8]> {
+        let mut settings = self.snapshot.iter().flat_map(|snapshot| &snapshot.settings);
+        settings.find(|(known, _)| known == name).map(|(_, value)| value.as_slice())
     }
 
     /// Has it anything that the next one on its connection must not find?

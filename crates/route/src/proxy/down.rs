@@ -7,6 +7,7 @@ use super::{
     session::{Identity, Session, Xid},
     talk,
 };
+use crate::Role;
 use sempre_wire::pg::{
     Backend, ErrorResponse, Fields, Message, Piece, TransactionStatus, sqlstate,
     track::{Heard, Hints, Text, What, Whose},
@@ -122,6 +123,9 @@ impl Session<'_> {
         if let (What::Error { .. }, Some(link)) = (&what, &mut self.link) {
             link.known.failed();
         }
+        if let What::Error { fields, fatal: false } = &what {
+            self.apart.failed(fields.code());
+        }
         match what {
             What::Row | What::Answer if !ours => Step::Pass,
             What::Answer if matches!(piece, Piece::Whole(_)) => Step::Swallow,
@@ -212,6 +216,8 @@ impl Session<'_> {
                 (Farewell::Shutdown, Step::Swallow)
             }
             b"57P01" | b"57P02" | b"57P03" => (Farewell::Crash, Step::Swallow),
+            // Replay needs what its transaction can still see.
+            b"40001" if link.role == Role::Standby => (Farewell::Crash, Step::Swallow),
             _ => (Farewell::Told, Step::Pass),
         };
         link.farewell = farewell;
@@ -259,7 +265,7 @@ impl Session<'_> {
             own::ask_state(link, &mut self.tracker, &self.carried.names.array());
             return Step::Swallow;
         }
-        let resolve = self.proxy.settings.resolve_commit;
+        let resolve = self.proxy.settings.resolve_commit && !self.apart.on;
         let wrote = status == TransactionStatus::InBlock && self.tracker.wrote();
         if wrote && self.xid == Xid::Unknown && resolve {
             self.ask_xid(own::End::Sync);
@@ -299,8 +305,8 @@ impl Session<'_> {
     /// A question of ours is answered, and with it what waited for it.
     fn release(&mut self) -> Option<Event> {
         if let Some(asking) = self.asking.take() {
-            let shares = self.shares();
-            self.carried.described(asking, self.tracker.statements_mut(), shares);
+            let (shares, renames) = (self.shares(), self.renames());
+            self.carried.described(asking, self.tracker.statements_mut(), renames);
             self.pinned = shares && self.carried.is_of_its_own(self.begun.user());
             self.key.guard(false);
             write::ready_for_query(&mut self.to_client, self.tracker.status());

@@ -27,6 +27,7 @@ impl Session<'_> {
     /// server.
     pub(super) async fn lost(&mut self, loss: Loss) -> Result<(), Over> {
         let Some(link) = self.link.take() else { return Ok(()) };
+        let split = std::mem::take(&mut self.apart.on);
         self.key.runs(None);
         self.entry.info.is(ClientState::Idle);
         self.meter.forget();
@@ -35,6 +36,7 @@ impl Session<'_> {
                 return Err(Over::Error(farewell::cut_error(&CutReason::Shutdown)));
             }
             Loss::Cut(_) => count(&self.proxy.shared.counters.cut),
+            Loss::Unsuited => {}
             Loss::Ended(Farewell::Told) => return Err(Over::Silent),
             Loss::Ended(_) => count(&self.proxy.shared.counters.server_gone),
         }
@@ -66,7 +68,8 @@ impl Session<'_> {
             return Err(not_carriable("What it asked for is not known for certain."));
         }
         let outlook = self.tracker.outlook();
-        if outlook == Outlook::Commit {
+        // Nothing is written on a standby: whatever it was, it may be run again.
+        if outlook == Outlook::Commit && !split {
             return self.lost_committing(&place).await;
         }
         // A rolled-back transaction takes its settings with it, but not what outlives a rollback.
@@ -78,6 +81,7 @@ impl Session<'_> {
             ));
         }
         let error = match outlook {
+            _ if split => self.lost_apart(&loss),
             Outlook::Quiet | Outlook::Answered | Outlook::RolledBack => rolled_back(),
             Outlook::Autocommit if shutdown => rolled_back(),
             Outlook::Autocommit => unknown("It was not in a transaction block"),
@@ -85,7 +89,11 @@ impl Session<'_> {
                 unknown("Several statements were sent at once, and one of them may have committed")
             }
         };
-        self.settle(Settled::Failed(&error))
+        self.settle(Settled::Failed(&error))?;
+        if split {
+            self.come_home();
+        }
+        Ok(())
     }
 
     fn settle(&mut self, settled: Settled<'_>) -> Result<(), Over> {

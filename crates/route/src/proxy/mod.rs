@@ -16,6 +16,8 @@
 //! | running a statement outside a transaction | 40001 if it was certainly rolled back, else 08007 |
 //! | holding temporary tables, held cursors, advisory locks | FATAL that names them |
 //!
+//! What is split off to standbys: [`split`].
+//!
 //! # Limits and known gaps
 //!
 //! - Notifications sent while a session had no server are lost to it.
@@ -50,6 +52,7 @@ mod serve;
 mod session;
 mod share;
 mod shown;
+mod split;
 mod startup;
 mod stream;
 mod talk;
@@ -61,17 +64,46 @@ use std::sync::Arc;
 pub use pool::PoolInfo;
 pub(crate) use serve::run;
 
+/// Connections to standbys are numbered from here, so that no two have the same number.
+const STANDBYS_FROM: u64 = 1 << 40;
+
 /// What all sessions of a router share.
 pub(crate) struct Proxy {
     pub shared: Arc<Shared>,
     pub settings: ProxySettings,
     pub cancels: Arc<cancel::Cancels>,
     pub pools: Arc<pool::Pools>,
+    /// Who serves read-only transactions; none: nothing is split.
+    pub standbys: Option<Box<split::Standbys>>,
 }
 
 impl Proxy {
     pub fn new(shared: Arc<Shared>, settings: ProxySettings) -> Self {
-        let pools = Arc::new(pool::Pools::new(settings.pool.clone(), shared.clone()));
-        Self { shared, settings, cancels: Arc::default(), pools }
+        let cancels = Arc::default();
+        let splits = split::is_wanted(settings.split.split, shared.mode);
+        let standbys = splits.then(|| Box::new(split::Standbys::new(&shared, &settings, &cancels)));
+        let pools = Arc::new(pool::Pools::new(settings.pool.clone(), shared.clone(), 1));
+        Self { shared, settings, cancels, pools, standbys }
+    }
+
+    /// One that only has connections to standbys, for the sessions of another one.
+    fn of_standbys(
+        shared: Arc<Shared>,
+        settings: ProxySettings,
+        cancels: Arc<cancel::Cancels>,
+    ) -> Self {
+        let pools = pool::Pools::new(settings.pool.clone(), shared.clone(), STANDBYS_FROM);
+        Self { shared, settings, cancels, pools: Arc::new(pools), standbys: None }
+    }
+
+    /// Its pools, and those of connections to standbys.
+    pub fn all_pools(&self) -> impl Iterator<Item = &Arc<pool::Pools>> {
+        let standbys = self.standbys.iter().map(|standbys| &standbys.proxy.pools);
+        std::iter::once(&self.pools).chain(standbys)
+    }
+
+    /// Closes idle connections that nobody should get any more.
+    pub fn tidy(&self) {
+        self.all_pools().for_each(|pools| pools.tidy());
     }
 }

@@ -41,6 +41,10 @@ pub(crate) enum Event {
     Lost(Loss),
     /// The server is to be left: it hands over, and nothing is under way.
     Drain,
+    /// The client begins a transaction that a standby may serve.
+    Split,
+    /// That transaction is over, and the client wants more.
+    SplitEnds,
     /// The server connection was given back to the pool.
     Shared,
     /// The session cannot go on.
@@ -53,6 +57,8 @@ pub(crate) enum Loss {
     Ended(Farewell),
     /// The table ended it.
     Cut(CutReason),
+    /// A standby, left as it is not the place for what the client wants.
+    Unsuited,
 }
 
 impl Session<'_> {
@@ -67,6 +73,7 @@ impl Session<'_> {
     }
 
     fn poll(&mut self, context: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Event> {
+        self.watch_home(context);
         if let Some(link) = &self.link {
             if let Some(reason) = link.ticket.cut.poll(context) {
                 return Poll::Ready(Event::Lost(Loss::Cut(reason)));
@@ -93,6 +100,9 @@ impl Session<'_> {
             && self.withheld.is_none();
         if over && self.given == self.to_client.len() {
             return Poll::Ready(Event::ClientGone);
+        }
+        if let Some(event) = self.end_split() {
+            return Poll::Ready(event);
         }
         let draining = self.link.as_ref().is_some_and(|link| link.ticket.cut.is_draining())
             || self.is_asked_to_leave();

@@ -73,6 +73,14 @@ async fn handle(session: &mut Session<'_>, event: Event) -> Result<(), Over> {
             session.flush().await.map_err(|_| Over::Silent)?;
             Ok(session.attach().await?)
         }
+        Event::Split => {
+            session.flush().await.map_err(|_| Over::Silent)?;
+            session.split().await
+        }
+        Event::SplitEnds => match session.end_split() {
+            Some(Event::Fatal(error)) => Err(Over::Error(error)),
+            _ => Ok(()),
+        },
         Event::Lost(loss) => session.lost(loss).await,
         Event::Fatal(error) => Err(Over::Error(error)),
         Event::Drain if session.is_asked_to_leave() => {
@@ -92,6 +100,7 @@ async fn handle(session: &mut Session<'_>, event: Event) -> Result<(), Over> {
 impl Session<'_> {
     /// Leaves the server, in peace.
     fn leave(&mut self) {
+        self.abandon_split();
         self.key.runs(None);
         self.entry.info.is(ClientState::Idle);
         if let Some(link) = self.link.take() {

@@ -8,6 +8,7 @@ use super::{
     link::Link,
     pool::{ClientEntry, Meter, NewClient, PoolKey},
     prepared::Names,
+    split::Apart,
     startup::Begun,
     stream::Stream,
 };
@@ -108,6 +109,8 @@ pub(crate) struct Session<'a> {
     pub names: Names,
     /// Counts the connections it got.
     pub attached: u64,
+    /// Its read-only transaction may run on a standby.
+    pub apart: Apart,
 }
 
 impl<'a> Session<'a> {
@@ -158,6 +161,7 @@ impl<'a> Session<'a> {
             pinned_for_good: false,
             names: Names::default(),
             attached: 0,
+            apart: Apart::default(),
         }
     }
 
@@ -176,10 +180,10 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A parameter's value as the client knows it.
-    pub fn parameter(&self, name: &[u8]) -> &[u8] {
+    /// The value of a reported parameter, as the client knows it.
+    pub fn parameter(&self, name: &[u8]) -> Option<&[u8]> {
         let found = self.parameters.iter().find(|(known, _)| &known[..] == name);
-        found.map_or(&b""[..], |(_, value)| value)
+        found.map(|(_, value)| &value[..])
     }
 
     /// Does the server wait for more from the client, or does it work for it? A server that is not

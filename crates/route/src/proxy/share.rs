@@ -30,9 +30,16 @@ impl Session<'_> {
         self.proxy.settings.pool.mode == PoolMode::Transaction && !self.secret_is_spent()
     }
 
+    /// Do its prepared statements have names that all connections share? Then they need not be
+    /// restored on another one.
+    pub(super) fn renames(&self) -> bool {
+        self.shares() || self.splits()
+    }
+
     /// Gives the connection back between two transactions. True: it did.
     pub(super) fn share(&mut self) -> bool {
-        if !self.shares() || self.pinned || self.pinned_for_good || !self.is_idle() {
+        if self.apart.on || !self.shares() || self.pinned || self.pinned_for_good || !self.is_idle()
+        {
             return false;
         }
         let waits = |link: &Link| link.out.is_empty() && link.kept.is_empty() && !link.flush;
@@ -65,6 +72,7 @@ impl Session<'_> {
 
     /// Leaves the server at the end of the session. It stays in the pool if it is as good as new.
     pub(super) fn give_back(&mut self) {
+        self.abandon_split();
         // Between two transactions nothing of its own is on it.
         if self.share() {
             return;

@@ -175,6 +175,9 @@ impl Session<'_> {
             }
             _ => {}
         }
+        if let Some(stop) = self.around_split(tag, body, whole) {
+            return Step::Stop(stop);
+        }
         let Some(link) = &self.link else {
             return match tag {
                 // The rest of a COPY that was lost, and nothing to flush.
@@ -203,7 +206,7 @@ impl Session<'_> {
             _ => return self.sent(piece),
         }
         self.meter.sent();
-        let renamed = match self.shares() {
+        let renamed = match self.renames() {
             true => self.renamed(tag, body, piece),
             false => None,
         };
@@ -214,6 +217,7 @@ impl Session<'_> {
         if let (b'S' | b'Q' | b'F', Some(link)) = (tag, &mut self.link) {
             link.known.cycle_ends();
         }
+        self.split_sent(tag);
         self.collect_names(tag, body);
         if matches!(tag, b'Q' | b'E' | b'F') {
             // What runs behind the question may get an id.
@@ -273,7 +277,7 @@ impl Session<'_> {
             Xid::Known(_) => true,
             Xid::Asked | Xid::None => !self.xid_stale,
         };
-        let ask = !known && self.proxy.settings.resolve_commit;
+        let ask = !known && self.proxy.settings.resolve_commit && !self.apart.on;
         if ask && !self.tracker.is_skipping() && status != TransactionStatus::Failed {
             let end = |p: &sempre_wire::pg::track::Pending| {
                 p.whose == Whose::Client

@@ -278,7 +278,7 @@ pub fn table(generation: u64, primary: Option<Target>) -> Table {
 }
 
 pub fn standby(server: &Server, lag_bytes: u64) -> Standby {
-    Standby { target: server.target(), lag_bytes }
+    Standby { target: server.target(), lag_bytes, follows: true }
 }
 
 /// Connects with tokio-postgres, without TLS.

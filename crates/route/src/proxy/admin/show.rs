@@ -5,7 +5,7 @@ use crate::{
     ADMIN_DATABASE, PoolSettings,
     proxy::{
         Proxy,
-        pool::{ClientState, PoolInfo},
+        pool::{ClientState, PoolInfo, ServerInfo},
     },
 };
 use std::{
@@ -65,6 +65,7 @@ const STATS: &[&str] = &[
     "total_xact_time",
     "total_query_time",
     "total_wait_time",
+    "total_split_count",
 ];
 const DATABASES: &[&str] = &[
     "name",
@@ -134,7 +135,7 @@ fn pools(proxy: &Proxy) -> Vec<Row> {
 
 fn clients(proxy: &Proxy) -> Vec<Row> {
     let servers: BTreeMap<_, _> =
-        proxy.pools.servers().into_iter().map(|server| (server.number, server)).collect();
+        all_servers(proxy).into_iter().map(|server| (server.number, server)).collect();
     let row = |client: &std::sync::Arc<crate::proxy::pool::ClientInfo>| {
         let server = servers.get(&client.server.load(std::sync::atomic::Ordering::Relaxed));
         let state = match client.state() {
@@ -186,7 +187,12 @@ fn servers(proxy: &Proxy) -> Vec<Row> {
             server.member,
         ]
     };
-    proxy.pools.servers().iter().map(row).collect()
+    all_servers(proxy).iter().map(row).collect()
+}
+
+/// Those to standbys included.
+fn all_servers(proxy: &Proxy) -> Vec<std::sync::Arc<ServerInfo>> {
+    proxy.all_pools().flat_map(|pools| pools.servers()).collect()
 }
 
 /// By database.
@@ -201,6 +207,7 @@ fn sums(proxy: &Proxy) -> BTreeMap<String, PoolInfo> {
         sum.transaction_us += pool.transaction_us;
         sum.query_us += pool.query_us;
         sum.wait_us += pool.wait_us;
+        sum.split_transactions += pool.split_transactions;
         sum.servers_active += pool.servers_active;
         sum.servers_idle += pool.servers_idle;
     }
@@ -218,6 +225,7 @@ fn stats(proxy: &Proxy) -> Vec<Row> {
             sum.transaction_us,
             sum.query_us,
             sum.wait_us,
+            sum.split_transactions,
         ]
     };
     sums(proxy).into_iter().map(row).collect()
@@ -276,6 +284,11 @@ fn config(proxy: &Proxy) -> Vec<Row> {
         .map(|((key, value), (_, default))| row![key, value, default, "no"])
         .collect();
     let held = crate::Limits::default();
+    let (split, off) = (&proxy.settings.split, crate::SplitSettings::default());
+    rows.push(row!["split", split.split.as_str(), off.split.as_str(), "no"]);
+    rows.push(row!["read_your_writes", split.read_your_writes, off.read_your_writes, "no"]);
+    let (limit, usual) = (split.read_your_writes_timeout_ms, off.read_your_writes_timeout_ms);
+    rows.push(row!["read_your_writes_timeout_ms", limit, usual, "no"]);
     rows.push(row!["admin_users", proxy.settings.admin_users.join(","), "", "no"]);
     rows.push(row!["route_hold_max", limits.hold_max, held.hold_max, "yes"]);
     rows.push(row!["route_hold_timeout_ms", limits.hold_timeout_ms, held.hold_timeout_ms, "yes"]);

@@ -22,6 +22,7 @@ pub(crate) struct Counts {
     pub transaction_us: AtomicU64,
     pub query_us: AtomicU64,
     pub wait_us: AtomicU64,
+    pub split: AtomicU64,
 }
 
 /// What a client does.
@@ -241,6 +242,9 @@ pub struct PoolInfo {
     pub query_us: u64,
     /// Time that clients waited for a server connection, us (`total_wait_time`).
     pub wait_us: u64,
+    /// Transactions that standbys served (read/write split).
+    #[serde(default)]
+    pub split_transactions: u64,
 }
 
 impl PoolInfo {
@@ -300,6 +304,7 @@ impl Pools {
                 transaction_us: counts.transaction_us.load(Relaxed),
                 query_us: counts.query_us.load(Relaxed),
                 wait_us: counts.wait_us.load(Relaxed),
+                split_transactions: counts.split.load(Relaxed),
             }
         };
         let known = |pool: &Arc<Pool>| {

@@ -31,6 +31,7 @@ pub(crate) use place::Place;
 use super::{link::Link, prepared::Registry, startup::Begun};
 use crate::{Mode, PoolSettings, Role, hold::Shared};
 use let_in::LetIn;
+use sempre_model::MemberId;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
@@ -124,13 +125,14 @@ pub(crate) struct PoolKey {
 }
 
 impl Pools {
-    pub fn new(settings: PoolSettings, shared: Arc<Shared>) -> Self {
+    /// `first`: the number of the first client or connection.
+    pub fn new(settings: PoolSettings, shared: Arc<Shared>, first: u64) -> Self {
         Self {
             settings,
             shared,
             pools: Mutex::default(),
             paused: watch::Sender::default(),
-            next: AtomicU64::new(1),
+            next: AtomicU64::new(first),
             clients: Mutex::default(),
             servers: Mutex::default(),
             left: Notify::new(),
@@ -183,6 +185,13 @@ impl Pools {
             self.find(key, &mut idle, |link| link.member == candidate.target.member)
         })?;
         self.shared.sessions.use_turn();
+        link.ticket.rests(false);
+        Some(link)
+    }
+
+    /// The same to one standby.
+    pub fn take_of(&self, key: &PoolKey, member: &MemberId) -> Option<Link> {
+        let link = self.find(key, &mut lock(&key.pool.idle), |link| link.member == *member)?;
         link.ticket.rests(false);
         Some(link)
     }
