@@ -4,7 +4,7 @@
 use sempre_model::{
     Member, MemberId, MemberKind, NodeId, Path as NetPath, Tags, member::Ports, policy::nearest,
 };
-use sempre_route::PoolSettings;
+use sempre_route::{PoolSettings, Split, SplitSettings};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -84,6 +84,23 @@ pub struct Route {
     pub admin_users: Vec<String>,
     /// How server connections are shared.
     pub pool: PoolSettings,
+    /// Which transactions of the read-write port standbys serve.
+    pub split: Split,
+    /// They serve them only once they have replayed what the session has committed.
+    pub read_your_writes: bool,
+    /// How long they are waited for, ms; then the primary serves them.
+    pub read_your_writes_timeout_ms: u64,
+}
+
+impl Route {
+    /// How the work of the read-write port is split.
+    pub fn splitting(&self) -> SplitSettings {
+        SplitSettings {
+            split: self.split,
+            read_your_writes: self.read_your_writes,
+            read_your_writes_timeout_ms: self.read_your_writes_timeout_ms,
+        }
+    }
 }
 
 /// How routing treats the sessions of its clients.
@@ -127,6 +144,7 @@ pub enum RestTls {
 
 impl Default for Route {
     fn default() -> Self {
+        let usual = SplitSettings::default();
         Self {
             enabled: true,
             style: RouteStyle::Carry,
@@ -136,6 +154,9 @@ impl Default for Route {
             database_ca_file: None,
             admin_users: Vec::new(),
             pool: PoolSettings::default(),
+            split: usual.split,
+            read_your_writes: usual.read_your_writes,
+            read_your_writes_timeout_ms: usual.read_your_writes_timeout_ms,
         }
     }
 }

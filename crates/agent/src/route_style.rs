@@ -29,6 +29,7 @@ pub fn of(
         credentials: Some(Arc::new(DatabaseCredentials::new(executor, config.kind, table))),
         admin_users: route.admin_users.clone(),
         pool: route.pool.clone(),
+        split: route.splitting(),
         ..ProxySettings::default()
     }))
 }

@@ -33,6 +33,9 @@ fn count(router: &Router, counters: &mut RouteCounters) {
     counters.accepted_total += stats.total;
     counters.refused_total += stats.refused;
     counters.cut_total += stats.cut;
+    counters.split_to_standby_total += stats.split_to_standby;
+    counters.split_to_primary_total += stats.split_to_primary;
+    counters.split_waited_total += stats.split_waited;
     counters.bytes_to_server_total += stats.bytes_to_server;
     counters.bytes_to_client_total += stats.bytes_to_client;
 }

@@ -389,6 +389,19 @@ fn agent(snapshot: &Snapshot, page: &mut Page) {
         "Sessions closed because their server was lost.",
         route.cut_total,
     );
+    let split = "sempre_route_split_total";
+    page.head(
+        split,
+        "counter",
+        "Read-only transactions of the read-write port, by who served them.",
+    );
+    page.sample(split, &[("to", "standby")], route.split_to_standby_total);
+    page.sample(split, &[("to", "primary")], route.split_to_primary_total);
+    page.counter(
+        "sempre_route_split_waited_total",
+        "Those that waited for a standby to replay what their session had written.",
+        route.split_waited_total,
+    );
     page.head("sempre_route_bytes_total", "counter", "Bytes carried.");
     page.sample("sempre_route_bytes_total", &[("to", "server")], route.bytes_to_server_total);
     page.sample("sempre_route_bytes_total", &[("to", "client")], route.bytes_to_client_total);

@@ -110,6 +110,12 @@ pub struct RouteCounters {
     pub refused_total: u64,
     /// Sessions closed because their server was lost or is no longer primary.
     pub cut_total: u64,
+    /// Read-only transactions of the read-write port that a standby served.
+    pub split_to_standby_total: u64,
+    /// Those that the primary served, as no standby fitted.
+    pub split_to_primary_total: u64,
+    /// Of both, those that waited for a standby.
+    pub split_waited_total: u64,
     /// Bytes from clients to servers.
     pub bytes_to_server_total: u64,
     /// Bytes from servers to clients.

@@ -232,6 +232,16 @@ pub struct RouteHow {
     /// Who signed the databases' certificates, if not --ca
     #[arg(long, value_name = "FILE", requires = "cert")]
     pub database_ca: Option<PathBuf>,
+    /// Which transactions of the read-write port standbys serve: none, or those that the client
+    /// begins as READ ONLY
+    #[arg(long, value_enum)]
+    pub split: Option<RouteSplit>,
+    /// Standbys serve them only once they have replayed what the session has committed (true)
+    #[arg(long, value_name = "BOOL", requires = "split")]
+    pub read_your_writes: Option<bool>,
+    /// How long standbys are waited for, ms; then the primary serves the transaction
+    #[arg(long, value_name = "MS", requires = "split")]
+    pub read_your_writes_timeout_ms: Option<u64>,
     /// How logs look
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub log_format: LogFormat,
@@ -244,6 +254,16 @@ pub enum RoutePool {
     Session,
     /// After each transaction.
     Transaction,
+}
+
+/// Which transactions of the read-write port standbys serve.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum RouteSplit {
+    /// None.
+    Off,
+    /// Transaction blocks that the client begins as READ ONLY.
+    ReadOnly,
 }
 
 /// What becomes of sessions when the primary changes.

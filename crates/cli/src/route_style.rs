@@ -1,13 +1,13 @@
 //! How `sempre route run` treats its clients, by what was typed.
 
 use crate::{
-    arguments::{RouteHow, RoutePool, RouteStyle},
+    arguments::{RouteHow, RoutePool, RouteSplit, RouteStyle},
     fail::Fail,
 };
 use sempre_net::{https_client_by, https_server_with};
 use sempre_route::{
     ALPN, ClientTls, Credentials, PoolMode, PoolSettings, ProxySettings, QueryCredentials,
-    ServerTls, Style, Table,
+    ServerTls, Split, SplitSettings, Style, Table,
 };
 use std::{fs, path::Path, sync::Arc};
 use tokio::sync::watch;
@@ -60,6 +60,7 @@ pub fn sessions(how: &RouteHow) -> Result<Sessions, Fail> {
         client_tls,
         server_tls,
         pool: pool(how),
+        split: split(how),
         admin_users: how.admin_user.clone(),
         ..ProxySettings::default()
     };
@@ -73,6 +74,7 @@ fn nothing_for_carrying(how: &RouteHow) -> Result<(), Fail> {
         ("--pool-mode", how.pool_mode.is_some()),
         ("--pool-size", how.pool_size.is_some()),
         ("--admin-user", !how.admin_user.is_empty()),
+        ("--split", how.split.is_some()),
         ("--cert", how.cert.is_some()),
     ];
     match typed.iter().find(|(_, typed)| *typed) {
@@ -95,6 +97,21 @@ fn pool(how: &RouteHow) -> PoolSettings {
         },
         size: how.pool_size.unwrap_or(default.size),
         ..default
+    }
+}
+
+fn split(how: &RouteHow) -> SplitSettings {
+    let default = SplitSettings::default();
+    SplitSettings {
+        split: match how.split {
+            None => default.split,
+            Some(RouteSplit::Off) => Split::Off,
+            Some(RouteSplit::ReadOnly) => Split::ReadOnly,
+        },
+        read_your_writes: how.read_your_writes.unwrap_or(default.read_your_writes),
+        read_your_writes_timeout_ms: how
+            .read_your_writes_timeout_ms
+            .unwrap_or(default.read_your_writes_timeout_ms),
     }
 }
 
