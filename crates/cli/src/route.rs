@@ -64,6 +64,12 @@ pub fn run(how: &RouteHow) -> Result<(), Fail> {
     let sessions = route_style::sessions(how)?;
     privileges::hurry();
     logs::start(how.log_format);
+    if (how.pool_mode.is_some() || how.pool_size.is_some()) && how.auth_user.is_none() {
+        tracing::warn!(
+            "without --auth-user nobody here knows the users' verifiers: a client that logs in with a \
+             SCRAM or md5 password keeps its server connection, and nothing of that is pooled"
+        );
+    }
     connect::block_on_threads(async {
         let routing = Routing::start(members, how.read_write, how.read_only, tls, sessions)?;
         tracing::info!(read_write = %how.read_write, read_only = %how.read_only, "routing");
