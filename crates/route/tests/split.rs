@@ -146,6 +146,10 @@ async fn statements_and_settings_are_the_sessions_wherever_it_is() {
         ask(3, false).await;
         let row = client.query_one(&there, &[&"x"]).await.unwrap();
         assert_eq!(row.get::<_, &str>(0), "x!");
+        client.batch_execute("set application_name = 'mine'").await.unwrap();
+        client.batch_execute("begin read only").await.unwrap();
+        assert_eq!(simple(&client, "show application_name").await, "mine");
+        client.batch_execute("commit").await.unwrap();
 
         let memory = "show work_mem";
         client.batch_execute("set work_mem = '7MB'; set app.who = 'ann'").await.unwrap();

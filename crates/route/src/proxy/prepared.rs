@@ -243,7 +243,7 @@ impl Session<'_> {
     /// names none.
     pub(super) fn renamed_back(&self, piece: &Piece<'_>) -> Option<Vec<u8>> {
         let Piece::Whole(message) = piece else { return None };
-        if !self.shares() {
+        if !self.renames() {
             return None;
         }
         let at = message.body.windows(PREFIX.len()).position(|part| part == PREFIX)?;

@@ -191,7 +191,7 @@ impl Session<'_> {
         if self.is_idle() && (link.ticket.cut.is_draining() || self.is_asked_to_leave()) {
             return Step::Stop(Stop::Event(Event::Drain));
         }
-        if self.shares() && self.is_open_name(tag, body) {
+        if self.renames() && self.is_open_name(tag, body) {
             return Step::Stop(Stop::Wait);
         }
         match tag {
