@@ -38,14 +38,10 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// With a certificate of the administrator's, or else the member's, which follows its renewals.
+/// With a certificate of the administrator's, or else the member's; both follow their renewals.
 fn client_tls(route: &Route, identity: &Arc<Identity>) -> Result<ClientTls> {
-    let own = match (&route.cert_file, &route.key_file) {
-        (Some(chain), Some(key)) => Some((read(chain)?, read(key)?)),
-        _ => None,
-    };
-    let pem = own.as_ref().map(|(chain, key)| (chain.as_str(), key.as_str()));
-    let mut config = https_server(identity.clone(), pem)?;
+    let own = route.cert_file.as_deref().zip(route.key_file.as_deref());
+    let mut config = https_server(identity.clone(), own)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     let always = own.is_some() || route.require_tls;
     Ok(ClientTls { config: Arc::new(config), always, required: route.require_tls })

@@ -13,8 +13,7 @@ use crate::{
     membership::Duty,
     notify::Manager,
     peers::{PeerHandler, PeerTransport, REENTER, ReenterAnswer},
-    rest_tls::RestTransport,
-    route_style,
+    rest_tls, route_style,
     service::{PeerVerifier, Service},
     state::State,
 };
@@ -120,7 +119,7 @@ pub async fn run(
         routers: Mutex::new(Vec::new()),
         instance: (config.kind == MemberKind::Data).then(|| executor.instance.clone()),
     });
-    let (rest_tls, transport_of_rest) = RestTransport::new(&config.rest, identity.clone())?;
+    let transport_of_rest = rest_tls::transport(&config.rest, identity.clone())?;
     let listen = addresses(&config, config.ports.rest)?;
     let api = sempre_api::serve_with(listen, service.clone(), transport_of_rest)
         .context("the REST port")?;
@@ -148,7 +147,6 @@ pub async fn run(
         addresses: certificate_addresses(&config.member(who.node)),
     };
     tasks.spawn(renewal.keep(events_in.clone()));
-    tasks.spawn(rest_tls.keep());
     tasks.spawn(announce(config.clone(), executor.own_certificate(), consensus.clone()));
     if config.kind == MemberKind::Data {
         let (hang_in, hang) = watch::channel(record.policy.hang_ms);

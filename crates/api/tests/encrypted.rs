@@ -9,7 +9,6 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::watch,
 };
 
 fn authority(name: &str) -> Authority {
@@ -42,7 +41,7 @@ fn why(error: ClientError) -> String {
 async fn one_port_speaks_both_and_shows_the_certificate_in_use() {
     let ours = authority("ours");
     let identity = identity(&ours, MEMBER_LIFETIME);
-    let (_keep, tls) = watch::channel(Arc::new(https_server(identity.clone(), None).unwrap()));
+    let tls = Arc::new(https_server(identity.clone(), None).unwrap());
     let transport = Transport { tls: Some(tls), clear: Clear::Reading };
     let agent = FakeAgent::new(snapshot("m1"));
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
@@ -99,10 +98,9 @@ async fn one_port_speaks_both_and_shows_the_certificate_in_use() {
 #[tokio::test]
 async fn a_certificate_of_the_administrator_must_name_the_address() {
     let company = authority("company");
-    let folder = tempfile_of(&identity(&company, MEMBER_LIFETIME));
+    let file = pem_file(&identity(&company, MEMBER_LIFETIME));
     let ours = identity(&authority("ours"), MEMBER_LIFETIME);
-    let tls = https_server(ours.clone(), Some((&folder, &folder))).unwrap();
-    let (_keep, tls) = watch::channel(Arc::new(tls));
+    let tls = Arc::new(https_server(ours.clone(), Some((file.path(), file.path()))).unwrap());
     let transport = Transport { tls: Some(tls), clear: Clear::Nothing };
     let listen = vec!["127.0.0.1:0".parse().unwrap(), "127.0.0.2:0".parse().unwrap()];
     let server = serve_with(listen, FakeAgent::new(snapshot("m1")), transport).unwrap();
@@ -117,18 +115,19 @@ async fn a_certificate_of_the_administrator_must_name_the_address() {
     assert!(why(ours_only.status().await.unwrap_err()).contains("certificate"));
     for bad in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
         assert!(https_client(None, Some(bad)).is_err());
-        assert!(https_server(ours.clone(), Some((bad, bad))).is_err());
+        std::fs::write(&file, bad).unwrap();
+        assert!(https_server(ours.clone(), Some((file.path(), file.path()))).is_err());
     }
 }
 
-/// Key and certificate as text.
-fn tempfile_of(identity: &Identity) -> String {
-    let name = format!("sempre-api-own-{}", std::process::id());
-    let folder = std::env::temp_dir().join(name);
-    identity.save(&folder).unwrap();
-    let pem = std::fs::read_to_string(folder.join("member.pem")).unwrap();
-    std::fs::remove_dir_all(&folder).unwrap();
-    pem
+/// A file with key and certificate.
+fn pem_file(identity: &Identity) -> tempfile::NamedTempFile {
+    let folder = tempfile::tempdir().unwrap();
+    let saved = folder.path().join("saved");
+    identity.save(&saved).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::copy(saved.join("member.pem"), &file).unwrap();
+    file
 }
 
 #[tokio::test]

@@ -138,9 +138,11 @@ fn reader(how: &RouteHow) -> Result<Option<(String, String)>, Fail> {
 fn client_tls(how: &RouteHow) -> Result<Option<ClientTls>, Fail> {
     let (Some(cert), Some(key)) = (&how.cert, &how.key) else { return Ok(None) };
     let next = "Name the certificate with its chain as --cert, and its unencrypted key as --key, both PEM.";
-    let (chain, secret) = (read("--cert", cert, next)?, read("--key", key, next)?);
-    let mut config = https_server_with(&chain, &secret)
-        .map_err(|error| unusable("--cert", cert, &error, next))?;
+    // Each by itself first: the message names the flag.
+    read("--cert", cert, next)?;
+    read("--key", key, next)?;
+    let mut config =
+        https_server_with(cert, key).map_err(|error| unusable("--cert", cert, &error, next))?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Some(ClientTls { config: Arc::new(config), always: true, required: how.require_tls }))
 }

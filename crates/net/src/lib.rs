@@ -15,6 +15,7 @@
 
 mod authority;
 mod connect;
+mod files;
 mod identity;
 mod log_limit;
 mod names;

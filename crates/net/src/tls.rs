@@ -1,6 +1,6 @@
 //! TLS as members speak it: 1.3 only, `ring` only, both sides proven by the cluster's authority.
 
-use crate::{authority::fingerprint, identity::Identity, names::read_certificate};
+use crate::{authority::fingerprint, files::Files, identity::Identity, names::read_certificate};
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
     SignatureScheme, SupportedProtocolVersion,
@@ -18,7 +18,10 @@ use rustls::{
     sign::CertifiedKey,
     version::TLS13,
 };
-use std::sync::{Arc, LazyLock};
+use std::{
+    path::Path,
+    sync::{Arc, LazyLock},
+};
 
 /// HTTP/2 and nothing else.
 const ALPN: &[u8] = b"h2";
@@ -138,10 +141,11 @@ impl TrustError {
 }
 
 /// HTTPS as a member offers it (REST): TLS 1.2 and 1.3, nothing asked of the client. With
-/// `own`, a certificate chain and its key in PEM, that one is shown; else the member's.
+/// `own`, the files (PEM) of a certificate with its chain and of its key, that one is shown, as the
+/// files are at the time; else the member's.
 pub fn https_server(
     identity: Arc<Identity>,
-    own: Option<(&str, &str)>,
+    own: Option<(&Path, &Path)>,
 ) -> Result<ServerConfig, TrustError> {
     match own {
         None => server_showing(Arc::new(Present(identity))),
@@ -149,9 +153,9 @@ pub fn https_server(
     }
 }
 
-/// The same without a member: a certificate chain and its key in PEM.
-pub fn https_server_with(chain: &str, key: &str) -> Result<ServerConfig, TrustError> {
-    server_showing(Arc::new(Fixed(Arc::new(certified(chain, key)?))))
+/// The same without a member.
+pub fn https_server_with(chain: &Path, key: &Path) -> Result<ServerConfig, TrustError> {
+    server_showing(Arc::new(Files::open(chain, key)?))
 }
 
 fn server_showing(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, TrustError> {
@@ -223,7 +227,7 @@ fn roots(what: &'static str, pem: &str) -> Result<RootCertStore, TrustError> {
     if roots.is_empty() { Err(unusable("there is no certificate in it".into())) } else { Ok(roots) }
 }
 
-fn certified(chain: &str, key: &str) -> Result<CertifiedKey, TrustError> {
+pub(crate) fn certified(chain: &str, key: &str) -> Result<CertifiedKey, TrustError> {
     let unusable = |why: String| TrustError::Unusable { what: "the certificate to show", why };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(chain.as_bytes())
         .collect::<Result<_, _>>()
@@ -234,16 +238,6 @@ fn certified(chain: &str, key: &str) -> Result<CertifiedKey, TrustError> {
     let key =
         PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| unusable(format!("key: {e}")))?;
     CertifiedKey::from_der(chain, key, &provider()).map_err(|e| unusable(e.to_string()))
-}
-
-/// One certificate, as long as it is configured.
-#[derive(Debug)]
-struct Fixed(Arc<CertifiedKey>);
-
-impl ResolvesServerCert for Fixed {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.clone())
-    }
 }
 
 fn config_of(

@@ -8,7 +8,7 @@ use crate::codes::{self, ActionError};
 use http::Method;
 use rustls::ServerConfig;
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
-use tokio::{net::TcpStream, sync::watch};
+use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 /// How long a client may take for its first byte, and for its part of the TLS handshake.
@@ -32,8 +32,8 @@ pub enum Clear {
 /// How the REST port speaks.
 #[derive(Clone, Debug, Default)]
 pub struct Transport {
-    /// The certificate, the newest one; none: no TLS.
-    pub tls: Option<watch::Receiver<Arc<ServerConfig>>>,
+    /// The certificate; none: no TLS.
+    pub tls: Option<Arc<ServerConfig>>,
     /// What may be said without.
     pub clear: Clear,
 }
@@ -97,7 +97,7 @@ pub(crate) async fn open(stream: TcpStream, transport: &Transport) -> io::Result
             let why = "TLS is off (`[rest] tls`), and the client began with it";
             return Err(io::Error::new(io::ErrorKind::Unsupported, why));
         };
-        let acceptor = TlsAcceptor::from(tls.borrow().clone());
+        let acceptor = TlsAcceptor::from(tls.clone());
         Ok(Opened::Encrypted(Box::new(acceptor.accept(stream).await?)))
     };
     let late = || io::Error::new(io::ErrorKind::TimedOut, "it did not begin in time");
