@@ -18,6 +18,10 @@ use tokio::time::{Instant, sleep, timeout};
 const POLL: Duration = Duration::from_millis(10);
 /// After the hand-over began, every router has heard of it by now, wherever it is.
 const DRAIN_HEARD_WITHIN: Duration = Duration::from_millis(200);
+/// Routers that have heard take their sessions away at the end of each transaction: when nobody has
+/// left and nothing was under way for this long, those that are left stay. (Members' routers hear
+/// with the record itself, those beside applications by a question that is kept until there is news.)
+const DRAIN_QUIET_FOR: Duration = Duration::from_millis(60);
 /// A walreceiver ends within this time of the reload, or the fence is tried again.
 const FENCE_WITHIN: Duration = Duration::from_secs(5);
 /// A promotion ends within this time. It takes milliseconds unless much is left to replay.
@@ -262,11 +266,19 @@ impl JobContext {
     async fn drain(&self, session: &Session) {
         let began = Instant::now();
         let limit = Duration::from_millis(self.record.policy.drain_timeout_ms);
+        let (mut quiet, mut left) = (began, None);
         while began.elapsed() < limit {
             // An answer that does not come is no reason to wait.
+            let clients = session.client_count().await.unwrap_or(0);
+            let busy = session.busy_clients().await.unwrap_or(0);
+            let came_or_went = left.replace(clients) != Some(clients);
+            if busy > 0 || came_or_went {
+                quiet = Instant::now();
+            }
+            // Those that stay although nothing is under way are not routing's to take away.
             let settled = match began.elapsed() < DRAIN_HEARD_WITHIN {
-                true => session.client_count().await.unwrap_or(0) == 0,
-                false => session.busy_clients().await.unwrap_or(0) == 0,
+                true => clients == 0 || quiet.elapsed() >= DRAIN_QUIET_FOR,
+                false => busy == 0,
             };
             if settled {
                 return;

@@ -376,6 +376,24 @@ fn is_silent(link: &mut Link) -> bool {
     matches!(stream.poll_read(&mut context, &mut buffer), Poll::Pending)
 }
 
+/// Is the server of a connection that is parked still there? It may say something: there are
+/// notifications.
+pub(crate) fn is_there(link: &mut Link) -> bool {
+    let mut byte = [0];
+    let mut buffer = ReadBuf::new(&mut byte);
+    let mut context = Context::from_waker(Waker::noop());
+    let stream = std::pin::Pin::new(&mut link.stream);
+    match stream.poll_read(&mut context, &mut buffer) {
+        Poll::Pending => true,
+        Poll::Ready(Err(_)) => false,
+        Poll::Ready(Ok(())) => {
+            link.kept.extend_from_slice(buffer.filled());
+            // An error that nobody asked for is the last thing that is said.
+            buffer.filled().first().is_some_and(|tag| *tag != b'E')
+        }
+    }
+}
+
 /// Closes a connection politely.
 pub(crate) fn goodbye(link: Link) {
     let mut goodbye = Vec::new();

@@ -27,7 +27,7 @@ pub(crate) use standbys::Standbys;
 use super::{
     link::Link,
     lost::not_carriable,
-    pool::{ClientState, PoolKey, goodbye},
+    pool::{ClientState, PoolKey, goodbye, is_there},
     pump::{Event, Loss},
     session::{Over, Session},
     talk::Talk,
@@ -272,9 +272,12 @@ impl Session<'_> {
     /// Takes its own connection again, if its state there is still the session's.
     pub(super) fn come_home(&mut self) {
         self.apart.on = false;
-        let Some(home) = self.apart.home.take() else { return };
+        let Some(mut home) = self.apart.home.take() else { return };
         let same = self.apart.revision == self.carried.revision();
-        if same {
+        if home.ticket.cut.reason().is_some() || !is_there(&mut home) {
+            // Lost meanwhile. What is given to it now would be lost with it, for nothing.
+            goodbye(*home);
+        } else if same {
             self.tell_parameters(&home);
             self.set_link(*home);
         } else if self.proxy.pools.knows(&self.pool) && home.cancelling.load(Relaxed) == 0 {
