@@ -34,6 +34,9 @@ const DISK_BYTES: u64 = 4 << 30;
 /// From `init` to the first primary, and from all `run` to all streaming.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
+/// What a setting of PostgreSQL begins with.
+const DATABASE_SETTING: &str = "postgresql.";
+
 /// How to set a cluster up.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -95,7 +98,10 @@ impl Cluster {
         }
         let (first, others) = hosts.split_first().context("a cluster has a first member")?;
         let mut init = vec!["init", "--cluster", "lab"];
-        init.extend(options.settings.iter().flat_map(|s| ["--set", s.as_str()]));
+        // PostgreSQL's own are for a cluster that is there.
+        let (database, policy): (Vec<_>, Vec<_>) =
+            options.settings.iter().partition(|setting| setting.starts_with(DATABASE_SETTING));
+        init.extend(policy.iter().flat_map(|s| ["--set", s.as_str()]));
         self.sempre(first, &init)?;
         self.start_agent(first).await?;
         let base = &self.base;
@@ -103,6 +109,13 @@ impl Cluster {
             rig::leader(base).await.as_deref() == Some(first)
         })
         .await?;
+        if !database.is_empty() {
+            let mut set = vec!["config", "set"];
+            set.extend(database.iter().map(|setting| setting.as_str()));
+            self.sempre(first, &set)?;
+            // Some of them are in force only then.
+            self.sempre(first, &["restart", first])?;
+        }
         for host in others {
             let token = self.sempre(first, &["token"])?;
             self.sempre(host, &["join", token.trim()])?;

@@ -280,8 +280,13 @@ impl JobContext {
                 true => clients == 0 || quiet.elapsed() >= DRAIN_QUIET_FOR,
                 false => busy == 0,
             };
+            let ms = began.elapsed().as_millis();
             if settled {
+                tracing::info!(clients, ms, "clients are drained");
                 return;
+            }
+            if began.elapsed() + POLL >= limit {
+                tracing::warn!(clients, busy, ms, "clients that are not done are cut off");
             }
             sleep(POLL).await;
         }
