@@ -42,9 +42,14 @@ const ENDS_MAX: usize = 3;
 /// `sempre demo`.
 pub fn run(scene: &Scene, how: &DemoHow) -> Result<(), Fail> {
     let folder = Folder::prepare(how.dir.as_deref())?;
-    let plan = Plan::new(folder.path(), how.base_port, how.members)?;
-    plan.check_ports()?;
-    plan.write()?;
+    let plan = match plan(&folder, how) {
+        Ok(plan) => plan,
+        Err(error) => {
+            // There is nothing in it to look at.
+            let _ = folder.remove();
+            return Err(error);
+        }
+    };
     logs::start_with(crate::arguments::LogFormat::Text, logs::QUIET);
     let done = connect::block_on_threads(async {
         let mut agents = Agents::new();
@@ -66,6 +71,14 @@ pub fn run(scene: &Scene, how: &DemoHow) -> Result<(), Fail> {
             Err(error)
         }
     }
+}
+
+/// What the members are to be, written down.
+fn plan(folder: &Folder, how: &DemoHow) -> Result<Plan, Fail> {
+    let plan = Plan::new(folder.path(), how.base_port, how.members)?;
+    plan.check_ports()?;
+    plan.write()?;
+    Ok(plan)
 }
 
 /// Brings the cluster up, tells about it, and goes on until dropped.
