@@ -10,6 +10,10 @@ local   all       all            peer
 host    all       all   all      scram-sha-256
 ";
 
+/// A database that nobody has. Asked for, it tells whether the server has read that clients are
+/// admitted: the file that admits nobody rejects it, any other asks for a password.
+pub(crate) const ADMISSION_PROBE: &str = "sempre_admission";
+
 /// The whole `pg_hba.conf`. `clients` are lines for clients (none: nobody is admitted).
 ///
 /// Other members come in by TLS only, where it is on, and show a certificate where the server
@@ -18,8 +22,13 @@ pub(crate) fn render(clients: Option<&str>, encryption: Encryption) -> String {
     let own = format!("{ADMIN_ROLE},{REPLICATION_ROLE}");
     let host = if encryption.is_on() { "hostssl" } else { "host" };
     let shown = if encryption == Encryption::Mutual { " clientcert=verify-ca" } else { "" };
+    let probe = match clients {
+        Some(_) => String::new(),
+        None => format!("local {ADMISSION_PROBE} all reject\n"),
+    };
     let mut text = format!(
         "# Written by sempre. Client lines are those of your own pg_hba.conf, or of the record.\n\
+         {probe}\
          local all {own} scram-sha-256\n\
          {host} all {own} all scram-sha-256{shown}\n\
          {host} replication {REPLICATION_ROLE} all scram-sha-256{shown}\n\
@@ -178,12 +187,15 @@ mod tests {
 
     #[test]
     fn without_client_lines_everybody_else_is_rejected() {
-        assert!(render(None, Encryption::Off).trim_end().ends_with("reject"));
+        let closed = render(None, Encryption::Off);
+        assert!(closed.trim_end().ends_with("reject"));
+        assert!(closed.contains("\nlocal sempre_admission all reject\nlocal all "), "{closed}");
         let open = render(Some("local all all trust"), Encryption::Mutual);
         assert!(open.contains(
             "hostssl replication sempre_replication all scram-sha-256 clientcert=verify-ca"
         ));
         assert!(open.ends_with("# clients\nlocal all all trust\n"), "{open}");
+        assert!(!open.contains(ADMISSION_PROBE), "{open}");
     }
 
     #[test]

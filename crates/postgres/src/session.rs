@@ -13,6 +13,7 @@ use std::{
 use tokio_postgres::{
     Client, NoTls, Row, Socket, Statement,
     config::{ChannelBinding, SslMode},
+    error::SqlState,
     tls::{MakeTlsConnect, TlsConnect},
     types::ToSql,
 };
@@ -48,6 +49,23 @@ impl Instance {
     /// Connects to the running server.
     pub async fn session(&self, admin_password: &str) -> Result<Session> {
         self.session_of(admin_password, DATABASE).await
+    }
+
+    /// Has the running server read that clients are admitted? A reload is only a signal: it may be
+    /// a while until a busy machine lets the server act on it.
+    pub async fn admits_clients(&self) -> bool {
+        let mut config = tokio_postgres::Config::new();
+        config.user(ADMIN_ROLE).dbname(crate::hba::ADMISSION_PROBE);
+        config.host_path(&self.layout.run_dir).port(self.port);
+        // Refused by us, not by the server, when it asks for a password.
+        match tokio::time::timeout(CONNECT_LIMIT, config.connect(NoTls)).await {
+            Ok(Err(error)) => match error.code() {
+                Some(code) => *code != SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+                None => driver_words(&error).0.contains("password missing"),
+            },
+            Ok(Ok(_)) => true,
+            Err(_) => false,
+        }
     }
 
     /// The same, in another database.

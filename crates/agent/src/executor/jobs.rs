@@ -24,6 +24,8 @@ const DRAIN_HEARD_WITHIN: Duration = Duration::from_millis(200);
 const DRAIN_QUIET_FOR: Duration = Duration::from_millis(60);
 /// A walreceiver ends within this time of the reload, or the fence is tried again.
 const FENCE_WITHIN: Duration = Duration::from_secs(5);
+/// The server reads a changed `pg_hba.conf` within this time, or something is wrong with it.
+const ADMISSION_WITHIN: Duration = Duration::from_secs(3);
 /// A promotion ends within this time. It takes milliseconds unless much is left to replay.
 const PROMOTE_WITHIN: Duration = Duration::from_secs(60);
 /// A clean shutdown ends within this time, or the database is ended at once.
@@ -85,6 +87,7 @@ impl JobContext {
                 let next = Applied { admitted: *admitted, ..self.applied.clone() };
                 self.configure(ServerRole::Primary, next).await?;
                 self.reload().await?;
+                self.until_admission_is(*admitted).await?;
                 Ok(self.done())
             }
             Step::Reload => self.rewrite().await,
@@ -246,6 +249,24 @@ impl JobContext {
         let pending_restart = Some(session.pending_restart().await?);
         let hba_error = Some(session.hba_error().await?);
         Ok(Done { pending_restart, hba_error, ..Done::default() })
+    }
+
+    /// Waits until the server has read who may come in. Clients that are led here earlier are
+    /// turned away for good, by words about `pg_hba.conf`.
+    async fn until_admission_is(&self, admitted: bool) -> Result<()> {
+        let ends = Instant::now() + ADMISSION_WITHIN;
+        while self.instance().admits_clients().await != admitted {
+            if Instant::now() >= ends {
+                let error = self.executor.session().await?.hba_error().await?;
+                bail!(
+                    "the server has not read its pg_hba.conf within {} s{}",
+                    ADMISSION_WITHIN.as_secs(),
+                    error.map(|e| format!(": {e}")).unwrap_or_default()
+                );
+            }
+            sleep(POLL / 4).await;
+        }
+        Ok(())
     }
 
     async fn hand_over(&mut self) -> Result<Done> {

@@ -33,6 +33,18 @@ async fn clients_come_in_only_when_admitted() -> Result<()> {
     assert_eq!(session.terminate_clients().await?, 1);
     until("it is gone", async || Ok(inside.is_closed())).await?;
 
+    // Once the server says that it admits them, nobody is turned away any more.
+    for _ in 0..20 {
+        settings.admitted = false;
+        server.reconfigure(&session, &settings).await?;
+        until("nobody is let in", async || Ok(!server.instance.admits_clients().await)).await?;
+        assert!(client(&server, "app").await.is_err());
+        settings.admitted = true;
+        server.reconfigure(&session, &settings).await?;
+        until("clients are let in", async || Ok(server.instance.admits_clients().await)).await?;
+        client(&server, "app").await?;
+    }
+
     settings.hba = vec!["host all nobody all reject".into()];
     server.reconfigure(&session, &settings).await?;
     until("the record's lines count", async || Ok(client(&server, "app").await.is_err())).await
