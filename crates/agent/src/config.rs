@@ -78,6 +78,9 @@ pub struct Route {
     pub key_file: Option<PathBuf>,
     /// Refuse clients that do not encrypt.
     pub require_tls: bool,
+    /// Who signs certificates that clients may show (PEM); with it, methods `cert` and options
+    /// `clientcert` in `pg_hba.conf` count for routed clients too.
+    pub client_ca_file: Option<PathBuf>,
     /// Who signed the databases' certificates, where those are the administrator's (PEM).
     pub database_ca_file: Option<PathBuf>,
     /// Who may use the admin database `sempre`; nobody: there is none.
@@ -151,6 +154,7 @@ impl Default for Route {
             cert_file: None,
             key_file: None,
             require_tls: false,
+            client_ca_file: None,
             database_ca_file: None,
             admin_users: Vec::new(),
             pool: PoolSettings::default(),
@@ -187,7 +191,7 @@ pub enum ConfigError {
 }
 
 /// Every key that may stand in the file, for naming the nearest one to a mistyped one.
-const KEYS: [&str; 44] = [
+const KEYS: [&str; 48] = [
     "name",
     "dir",
     "addresses",
@@ -200,8 +204,12 @@ const KEYS: [&str; 44] = [
     "route",
     "style",
     "require_tls",
+    "client_ca_file",
     "database_ca_file",
     "admin_users",
+    "split",
+    "read_your_writes",
+    "read_your_writes_timeout_ms",
     "pool",
     "mode",
     "size",
@@ -307,6 +315,7 @@ impl Config {
             ("ca_file", &self.rest.ca_file),
             ("cert_file", &self.route.cert_file),
             ("key_file", &self.route.key_file),
+            ("client_ca_file", &self.route.client_ca_file),
             ("database_ca_file", &self.route.database_ca_file),
         ];
         for (key, path) in named {

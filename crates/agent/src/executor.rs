@@ -398,7 +398,7 @@ fn listen(config: &Config) -> Vec<String> {
 }
 
 /// The administrator's own certificate counts, be it of one member or of all.
-fn encryption_of(record: &Record, own_certificate: bool) -> Encryption {
+pub(crate) fn encryption_of(record: &Record, own_certificate: bool) -> Encryption {
     let is_set = |name: &str| record.parameters.contains_key(name);
     if own_certificate || is_set("ssl_cert_file") || is_set("ssl_key_file") {
         Encryption::Own

@@ -36,5 +36,6 @@ pub mod run;
 mod service;
 pub mod setup;
 mod state;
+mod vouching;
 
 pub use config::Config;

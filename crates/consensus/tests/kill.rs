@@ -75,6 +75,8 @@ impl Drop for Killed {
 fn run_and_kill(dir: &Path, start: u64, after: Duration) -> Acknowledged {
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "nothing_acknowledged_is_lost_by_a_kill", "--nocapture"])
+        // What a killed child leaves behind goes with the rest.
+        .env("TMPDIR", dir)
         .env(DIR, dir)
         .env(START, start.to_string())
         .stdout(Stdio::piped())
@@ -179,6 +181,8 @@ fn a_full_disk_stops_the_member_and_loses_nothing() {
         .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "nothing_acknowledged_is_lost_by_a_kill", "--nocapture"])
+        // What a killed child leaves behind goes with the rest.
+        .env("TMPDIR", dir.path())
         .env(DIR, dir.path())
         .env(START, "1")
         .stdout(Stdio::piped())

@@ -65,8 +65,8 @@ impl Authority {
             |e: rcgen::Error| CertError::Unmakeable { what: "authority", why: e.to_string() };
         check_cluster_id(cluster_id)?;
         let key = KeyPair::generate().map_err(unmakeable)?;
-        let mut params = params_for(&cluster_dns(cluster_id), CA_LIFETIME)?;
-        params.distinguished_name = DistinguishedName::new();
+        let mut params = params_for(CA_LIFETIME)?;
+        params.subject_alt_names = vec![dns_name(&cluster_dns(cluster_id))?];
         params
             .distinguished_name
             .push(DnType::CommonName, format!("sempre cluster {cluster_name} ({cluster_id})"));
@@ -123,22 +123,32 @@ impl Authority {
         let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(|e| {
             CertError::Unreadable { what: "certificate request", why: e.to_string() }
         })?;
-        let mut params = params_for(&member_dns(member, &self.cluster_id), lifetime)?;
+        let mut params = self.params(lifetime)?;
+        params.subject_alt_names = vec![dns_name(&member_dns(member, &self.cluster_id))?];
         params.subject_alt_names.extend(addresses.iter().filter_map(|host| alt_name(host)));
-        params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, member.as_str());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params
+            .signed_by(&request.public_key, &self.issuer)
+            .map(|certificate| certificate.pem())
+            .map_err(|e| CertError::Unmakeable { what: "certificate", why: e.to_string() })
+    }
+
+    /// Of a certificate without names, which does not outlive the authority.
+    pub(crate) fn params(&self, lifetime: Duration) -> Result<CertificateParams, CertError> {
+        let mut params = params_for(lifetime)?;
         params.use_authority_key_identifier_extension = true;
         if params.not_after.unix_timestamp() > self.not_after {
             params.not_after = OffsetDateTime::from_unix_timestamp(self.not_after)
                 .map_err(|e| CertError::Unmakeable { what: "certificate", why: e.to_string() })?;
         }
-        params
-            .signed_by(&request.public_key, &self.issuer)
-            .map(|certificate| certificate.pem())
-            .map_err(|e| CertError::Unmakeable { what: "certificate", why: e.to_string() })
+        Ok(params)
+    }
+
+    pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
     }
 
     /// The certificate, PEM.
@@ -200,12 +210,19 @@ fn alt_name(host: &str) -> Option<SanType> {
     host.to_owned().try_into().ok().map(SanType::DnsName)
 }
 
-fn params_for(dns: &str, lifetime: Duration) -> Result<CertificateParams, CertError> {
+fn dns_name(dns: &str) -> Result<SanType, CertError> {
+    let name = dns.to_owned().try_into().map_err(|e: rcgen::Error| CertError::Unmakeable {
+        what: "certificate",
+        why: e.to_string(),
+    })?;
+    Ok(SanType::DnsName(name))
+}
+
+fn params_for(lifetime: Duration) -> Result<CertificateParams, CertError> {
     let bad = |why: String| CertError::Unmakeable { what: "certificate", why };
     let now = OffsetDateTime::now_utc();
     let mut params = CertificateParams::default();
-    let name = dns.to_owned().try_into().map_err(|e: rcgen::Error| bad(e.to_string()))?;
-    params.subject_alt_names = vec![SanType::DnsName(name)];
+    params.distinguished_name = DistinguishedName::new();
     params.not_before = now - BACKDATED;
     params.not_after = i64::try_from(lifetime.as_secs())
         .ok()

@@ -26,6 +26,7 @@ mod server;
 mod stranger;
 mod tls;
 mod token;
+mod vouch;
 
 pub use authority::{Authority, CA_LIFETIME, CertError, MEMBER_LIFETIME, fingerprint_of_pem};
 pub use identity::{CA_FILE, Identity, IdentityError, MEMBER_FILE, create_request};
@@ -36,6 +37,7 @@ pub use server::{IsMember, PeerServer, ServerError};
 pub use stranger::{StrangerError, call_stranger};
 pub use tls::{
     FOREIGN_AUTHORITY, TrustError, https_client, https_client_by, https_server, https_server_with,
-    provider,
+    provider, server_for,
 };
 pub use token::{BadToken, JoinToken, hash_secret};
+pub use vouch::common_name;

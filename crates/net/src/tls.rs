@@ -147,23 +147,54 @@ pub fn https_server(
     identity: Arc<Identity>,
     own: Option<(&Path, &Path)>,
 ) -> Result<ServerConfig, TrustError> {
-    match own {
-        None => server_showing(Arc::new(Present(identity))),
-        Some((chain, key)) => https_server_with(chain, key),
-    }
+    server_showing(shown(identity, own)?, None)
+}
+
+/// The same, for clients that may show a certificate which `clients` (PEM) signed. One that it did
+/// not sign, or an expired one, is refused; none is no reason to.
+pub fn server_for(
+    identity: Arc<Identity>,
+    own: Option<(&Path, &Path)>,
+    clients: &str,
+) -> Result<ServerConfig, TrustError> {
+    server_showing(shown(identity, own)?, Some(roots("the CA of clients", clients)?))
+}
+
+fn shown(
+    identity: Arc<Identity>,
+    own: Option<(&Path, &Path)>,
+) -> Result<Arc<dyn ResolvesServerCert>, TrustError> {
+    Ok(match own {
+        None => Arc::new(Present(identity)),
+        Some((chain, key)) => Arc::new(Files::open(chain, key)?),
+    })
 }
 
 /// The same without a member.
 pub fn https_server_with(chain: &Path, key: &Path) -> Result<ServerConfig, TrustError> {
-    server_showing(Arc::new(Files::open(chain, key)?))
+    server_showing(Arc::new(Files::open(chain, key)?), None)
 }
 
-fn server_showing(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, TrustError> {
-    let mut config = ServerConfig::builder_with_provider(provider())
+fn server_showing(
+    resolver: Arc<dyn ResolvesServerCert>,
+    clients: Option<RootCertStore>,
+) -> Result<ServerConfig, TrustError> {
+    let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .map_err(TrustError::of("TLS"))?
-        .with_no_client_auth()
-        .with_cert_resolver(resolver);
+        .map_err(TrustError::of("TLS"))?;
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(clients) => builder.with_client_cert_verifier(
+            WebPkiClientVerifier::builder_with_provider(Arc::new(clients), provider())
+                .allow_unauthenticated()
+                .build()
+                .map_err(|e| TrustError::Unusable {
+                    what: "the CA of clients",
+                    why: e.to_string(),
+                })?,
+        ),
+    };
+    let mut config = builder.with_cert_resolver(resolver);
     config.alpn_protocols = vec![HTTP1.to_vec()];
     Ok(config)
 }

@@ -66,7 +66,9 @@ pub use pooling::{PoolMode, PoolSettings};
 pub use proxy::PoolInfo;
 pub use router::{Mode, RouteError, Router};
 pub use sempre_wire::pg::ALPN;
-pub use settings::{ADMIN_DATABASE, ClientTls, Credentials, ProxySettings, ServerTls, Style};
+pub use settings::{
+    ADMIN_DATABASE, ClientTls, Credentials, ProxySettings, ServerTls, Style, Vouching,
+};
 pub use splitting::{Split, SplitSettings};
 pub use stats::RouteStats;
 pub use table::{CutReason, Limits, Role, Standby, Table, Target};

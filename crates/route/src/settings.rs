@@ -25,6 +25,8 @@ pub struct ProxySettings {
     pub client_tls: Option<ClientTls>,
     /// TLS to servers.
     pub server_tls: ServerTls,
+    /// Shows servers whose certificate a client showed. None: they get to know nothing of it.
+    pub vouching: Option<Arc<dyn Vouching>>,
     /// Where password verifiers come from. Without, passwords pass as they are where that is
     /// possible, and such a session ends with its server connection.
     pub credentials: Option<Arc<dyn Credentials>>,
@@ -44,6 +46,7 @@ impl Default for ProxySettings {
         Self {
             client_tls: None,
             server_tls: ServerTls::Off,
+            vouching: None,
             credentials: None,
             resolve_commit: true,
             pool: PoolSettings::default(),
@@ -58,6 +61,7 @@ impl fmt::Debug for ProxySettings {
         f.debug_struct("ProxySettings")
             .field("client_tls", &self.client_tls.is_some())
             .field("server_tls", &self.server_tls)
+            .field("vouching", &self.vouching.is_some())
             .field("credentials", &self.credentials.is_some())
             .field("resolve_commit", &self.resolve_commit)
             .field("pool", &self.pool)
@@ -70,8 +74,8 @@ impl fmt::Debug for ProxySettings {
 /// TLS to clients.
 #[derive(Clone)]
 pub struct ClientTls {
-    /// Certificate, key, and whether clients must show a certificate. (Whose it is, is not
-    /// compared with the user's name.)
+    /// Certificate, key, and which certificates clients may show. (Whose it is, is not compared
+    /// with the user's name: servers do that, see [`Vouching`].)
     pub config: Arc<rustls::ServerConfig>,
     /// Offer it whatever the table says, and also where the databases have a certificate of the
     /// administrator's. Otherwise it is offered as [`crate::Limits::client_tls`] says, and what
@@ -106,6 +110,16 @@ impl fmt::Debug for ServerTls {
             ServerTls::Require(_) => "Require",
         })
     }
+}
+
+/// Shows servers whose certificate a client showed, so that methods `cert` and options `clientcert`
+/// in `pg_hba.conf` mean what they say.
+pub trait Vouching: Send + Sync {
+    /// The common name in a certificate (DER) that was checked.
+    fn name(&self, certificate: &[u8]) -> Option<String>;
+
+    /// TLS to a server for a client of that name. None: the servers would not believe it.
+    fn client_config(&self, name: &str) -> Option<Arc<rustls::ClientConfig>>;
 }
 
 /// What the servers know of users' passwords.

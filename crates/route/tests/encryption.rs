@@ -122,6 +122,23 @@ async fn a_client_gets_what_it_asked_for_all_the_way() {
     assert!(stderr(&said).contains("ERROR"), "the statement is lost: {said:?}");
     assert!(!stderr(&said).contains("connection"), "the session is not: {said:?}");
 
+    // Replication too: a command, and a whole copy with the WAL that comes meanwhile.
+    for (sslmode, words) in [("require", "true"), ("require", "database"), ("disable", "true")] {
+        let dsn = format!("{} replication={words}", dsn(routed.address, sslmode));
+        let identified = stdout(&psql(&dsn, "IDENTIFY_SYSTEM").await);
+        assert_eq!(identified.split('|').count(), 4, "{sslmode} {words}: {identified}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy");
+    for (program, arguments) in [
+        ("pg_basebackup", &["-d", &dsn(routed.address, "require"), "-c", "fast", "-D"][..]),
+        ("pg_verifybackup", &[]),
+    ] {
+        let mut command = tokio::process::Command::new(common::bin().join(program));
+        let said = command.args(arguments).arg(&copy).output().await.unwrap();
+        assert!(said.status.success(), "{said:?}");
+    }
+
     // Not offered: said so.
     routed.change(|table| table.limits.client_tls = false);
     let refused = stderr(&psql(&dsn(routed.address, "require"), SSL).await);

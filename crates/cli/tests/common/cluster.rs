@@ -18,8 +18,7 @@ use std::{
 };
 
 /// What all clients may do here: come from this machine.
-const EDIT_HBA: &str =
-    r#"sed -i 's|^hba = \[|hba = ["local all all trust", "host all all 127.0.0.0/8 trust",|'"#;
+const HBA: &str = r#""local all all trust", "host all all 127.0.0.0/8 trust""#;
 /// Lines of each member's log that a failed test shows.
 const LOG_LINES: usize = 40;
 
@@ -33,6 +32,8 @@ pub struct Spec {
     pub tags: String,
     /// Lines of `[postgres]`.
     pub postgres: String,
+    /// Lines of `[route]`.
+    pub route: String,
 }
 
 /// A data member without tags.
@@ -56,6 +57,10 @@ impl Spec {
 
     pub fn postgres(self, lines: &str) -> Self {
         Self { postgres: lines.into(), ..self }
+    }
+
+    pub fn route(self, lines: &str) -> Self {
+        Self { route: lines.into(), ..self }
     }
 }
 
@@ -97,7 +102,8 @@ impl Member {
             port + 3,
             port + 4
         );
-        let _ = writeln!(text, "[tags]\n{}\n[postgres]\n{}", self.spec.tags, self.spec.postgres);
+        let Spec { tags, postgres, route, .. } = &self.spec;
+        let _ = writeln!(text, "[tags]\n{tags}\n[postgres]\n{postgres}\n[route]\n{route}");
         fs::write(&self.config, text).unwrap();
     }
 
@@ -219,6 +225,17 @@ impl Cluster {
         cluster
     }
 
+    /// Puts lines, quoted and separated by commas, in front of the record's pg_hba lines.
+    pub fn add_hba(&self, lines: &str) {
+        let edit = sempre()
+            .args(["--config".as_ref(), self.members[0].config.as_os_str()])
+            .args(["config", "edit"])
+            .env("EDITOR", format!(r"sed -i 's|^hba = \[|hba = [{lines},|'"))
+            .env_remove("VISUAL")
+            .output();
+        assert_eq!(told(edit.unwrap()).0, 0);
+    }
+
     /// The first member, serving; with a table for [`super::writer::Writer`].
     pub fn form(&mut self, policy: &[&str]) {
         let first = self.members[0].spec.name.clone();
@@ -227,13 +244,7 @@ impl Cluster {
         self.ok_at(&first, &arguments);
         self.run(&first);
         self.until("the first member serves", |c| c.status()?["writable"].as_bool()?.then_some(()));
-        let edit = sempre()
-            .args(["--config".as_ref(), self.members[0].config.as_os_str()])
-            .args(["config", "edit"])
-            .env("EDITOR", EDIT_HBA)
-            .env_remove("VISUAL")
-            .output();
-        assert_eq!(told(edit.unwrap()).0, 0);
+        self.add_hba(HBA);
         let direct = self.members[0].direct();
         self.until("clients may come in", |_| {
             query(&direct, "create table if not exists w (id bigint primary key)").ok()
@@ -332,13 +343,14 @@ impl Cluster {
 
     /// The last change of primary.
     pub fn last_change(&self) -> Value {
-        // Another member's record may be a moment older.
-        let primary = self.until("there is a primary", |cluster| {
-            Some(cluster.status()?["primary"].as_str()?.to_owned())
+        // One that has just come back has an older record for a moment.
+        let running = self.members.iter().filter(|member| member.agent.is_some());
+        let last = running.filter_map(|member| {
+            let (_, out, _) = self.at(&member.spec.name, &["--json", "history"]);
+            let history: Value = serde_json::from_str(&out).ok()?;
+            history["history"].as_array()?.last().cloned()
         });
-        let history = self.ok_at(&primary, &["--json", "history"]);
-        let history: Value = serde_json::from_str(&history).unwrap();
-        history["history"].as_array().unwrap().last().unwrap().clone()
+        last.max_by_key(|change| change["generation"].as_u64()).unwrap()
     }
 
     /// Waits until it holds.
@@ -441,7 +453,7 @@ impl Cluster {
 
     /// Rows that were acknowledged are there, by the present primary.
     pub fn has_rows(&self, rows: &[i64]) {
-        let primary = self.status().unwrap()["primary"].as_str().unwrap().to_owned();
+        let primary = self.last_change()["primary"].as_str().unwrap().to_owned();
         let there = query(&self.member(&primary).direct(), "select id from w").unwrap();
         let there: std::collections::BTreeSet<i64> =
             there.lines().map(|line| line.parse().unwrap()).collect();

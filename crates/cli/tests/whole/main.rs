@@ -8,6 +8,7 @@ mod adoption;
 mod alone;
 mod beside;
 mod care;
+mod certificates;
 mod disaster;
 mod durability;
 mod hand_over;

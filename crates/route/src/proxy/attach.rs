@@ -44,8 +44,8 @@ pub(super) fn held_in_vain(proxy: &Proxy, not_led: NotLed) -> NotAttached {
     }
 }
 
-/// Runs what needs a connection until it is done, the connection is cut, or it takes too long.
-pub(super) async fn with_link<T>(cut: &Cut, work: impl Future<Output = Option<T>>) -> Option<T> {
+/// Runs what needs a connection until it is done or the connection is cut.
+pub(super) async fn until_cut<T>(cut: &Cut, work: impl Future<Output = T>) -> Option<T> {
     let cut = poll_fn(move |context| match cut.poll(context) {
         Some(_) => Poll::Ready(()),
         None => Poll::Pending,
@@ -53,8 +53,13 @@ pub(super) async fn with_link<T>(cut: &Cut, work: impl Future<Output = Option<T>
     tokio::select! {
         biased;
         () = cut => None,
-        done = time::timeout(LOG_IN_TIMEOUT, work) => done.ok().flatten(),
+        done = work => Some(done),
     }
+}
+
+/// The same, unless it takes too long.
+pub(super) async fn with_link<T>(cut: &Cut, work: impl Future<Output = Option<T>>) -> Option<T> {
+    until_cut(cut, time::timeout(LOG_IN_TIMEOUT, work)).await?.ok().flatten()
 }
 
 /// Runs what needs a server until it is done, the table leads elsewhere, or it takes too long.
@@ -63,16 +68,13 @@ pub(super) async fn with_server<T>(
     work: impl AsyncFnOnce(Led) -> Result<T, NoLink>,
 ) -> Result<T, NoLink> {
     let cut = led.ticket.cut.clone();
-    let cut = poll_fn(move |context| match cut.poll(context) {
-        Some(_) => Poll::Ready(()),
-        None => Poll::Pending,
-    });
-    tokio::select! {
-        biased;
-        () = cut => Err(NoLink::NotYet("the server was replaced meanwhile".into())),
-        done = time::timeout(LOG_IN_TIMEOUT, work(led)) => done.unwrap_or_else(|_| {
-            Err(NoLink::NotYet(format!("the server did not answer within {} s", LOG_IN_TIMEOUT.as_secs())))
-        }),
+    match until_cut(&cut, time::timeout(LOG_IN_TIMEOUT, work(led))).await {
+        None => Err(NoLink::NotYet("the server was replaced meanwhile".into())),
+        Some(Ok(done)) => done,
+        Some(Err(_)) => {
+            let limit = LOG_IN_TIMEOUT.as_secs();
+            Err(NoLink::NotYet(format!("the server did not answer within {limit} s")))
+        }
     }
 }
 

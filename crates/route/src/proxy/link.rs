@@ -142,7 +142,7 @@ pub(crate) async fn log_in(
     let generation = candidate.generation;
     let epoch = pool.pool.epoch();
     let address = server.peer_addr().ok();
-    let mut stream = encrypted(server, &proxy.settings.server_tls, begun.encrypted, &host).await?;
+    let mut stream = encrypted(server, proxy, begun, &host).await?;
     let mut asked = false;
     let gone = |error: TalkError, asked: bool| match asked {
         // The client's answer is spent: it cannot be given to another server.
@@ -302,12 +302,12 @@ fn relayed(heard: &Heard, request: &Authentication<'_>) -> Vec<u8> {
 /// Encrypts the connection as the settings want.
 async fn encrypted(
     mut server: tokio::net::TcpStream,
-    tls: &ServerTls,
-    client_encrypts: bool,
+    proxy: &Proxy,
+    begun: &Begun,
     host: &str,
 ) -> Result<Stream, NoLink> {
-    let (config, required) = match tls {
-        ServerTls::AsClient(config) if client_encrypts => (config, true),
+    let (config, required) = match &proxy.settings.server_tls {
+        ServerTls::AsClient(config) if begun.encrypted => (config, true),
         ServerTls::Off | ServerTls::AsClient(_) => return Ok(Stream::Plain(server)),
         ServerTls::Prefer(config) => (config, false),
         ServerTls::Require(config) => (config, true),
@@ -328,7 +328,11 @@ async fn encrypted(
     }
     let name = rustls::pki_types::ServerName::try_from(host.to_owned())
         .map_err(|error| not_yet(format!("{host} is no name for TLS: {error}")))?;
-    let stream = tokio_rustls::TlsConnector::from(config.clone())
+    let vouched = match (&proxy.settings.vouching, &begun.shown.name) {
+        (Some(vouching), Some(name)) => vouching.client_config(name),
+        _ => None,
+    };
+    let stream = tokio_rustls::TlsConnector::from(vouched.unwrap_or_else(|| config.clone()))
         .connect(name, server)
         .await
         .map_err(|error| not_yet(format!("TLS with {host} failed: {error}")))?;

@@ -84,7 +84,7 @@ pub(super) async fn prove(
         talk: &mut talk,
         user: begun.user(),
         credentials: proxy.settings.credentials.as_deref(),
-        end_point: begun.end_point.as_deref(),
+        end_point: begun.shown.end_point.as_deref(),
     };
     match asking.secret(&request).await {
         Ok(Some(secret)) => Ok(Some((secret, talk.rest()))),

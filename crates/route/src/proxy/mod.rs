@@ -23,7 +23,7 @@
 //! - Notifications sent while a session had no server are lost to it.
 //! - Functions that change settings inside themselves are noticed only where the text of the
 //!   statement says `set_config`, `do` or `call`, or the setting is one that servers report.
-//! - `replication` connections pass through as in [`crate::Style::Pass`], so not over TLS of ours.
+//! - `replication` connections pass through as in [`crate::Style::Pass`]: they are not carried.
 //! - A statement on its way is taken for sent as soon as it was given to the operating system, and
 //!   also when that refused it.
 //! - A cancel request may reach a statement outside a transaction that waits for the standbys, as
@@ -47,6 +47,7 @@ mod own;
 mod pool;
 mod prepared;
 mod pump;
+mod replication;
 mod resolve;
 mod serve;
 mod session;

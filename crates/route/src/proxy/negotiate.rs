@@ -19,10 +19,19 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What a client came to.
 pub(super) enum Negotiated {
-    /// We speak with it. The packet: begin, or cancel. Then what its password can be bound to.
-    Ours(Stream, First, Option<Box<[u8]>>),
+    /// We speak with it. The packet: begin, or cancel.
+    Ours(Stream, First, Certificates),
     /// It encrypts with the server; all that passes is bytes.
     Passes(TcpStream, First),
+}
+
+/// What the two sides showed each other.
+#[derive(Clone, Default)]
+pub(crate) struct Certificates {
+    /// What the client's password can be bound to: see [`super::shown::shown`].
+    pub end_point: Option<Box<[u8]>>,
+    /// The name in the client's certificate.
+    pub name: Option<Box<str>>,
 }
 
 /// Whose TLS a client gets.
@@ -48,7 +57,11 @@ pub(super) async fn negotiate(mut client: TcpStream, proxy: &Proxy) -> Option<Ne
         let first = read_first(&mut client, &proxy.shared).await?;
         match (first.kind, offer(proxy)) {
             (Kind::Startup | Kind::Cancel, _) => {
-                return Some(Negotiated::Ours(Stream::Plain(client), first, None));
+                return Some(Negotiated::Ours(
+                    Stream::Plain(client),
+                    first,
+                    Certificates::default(),
+                ));
             }
             (Kind::Ssl | Kind::DirectTls, Offer::Databases) => {
                 return Some(Negotiated::Passes(client, first));
@@ -100,8 +113,15 @@ async fn encrypted(
         }
         Err(_) => return None,
     };
+    let name = stream.get_ref().1.peer_certificates().and_then(|chain| {
+        let vouching = proxy.settings.vouching.as_ref()?;
+        Some(vouching.name(chain.first()?)?.into_boxed_str())
+    });
     let mut stream = Stream::Tls(Box::new(stream.into()));
     let first = read_first(&mut stream, &proxy.shared).await?;
-    matches!(first.kind, Kind::Startup | Kind::Cancel)
-        .then_some(Negotiated::Ours(stream, first, end_point))
+    matches!(first.kind, Kind::Startup | Kind::Cancel).then_some(Negotiated::Ours(
+        stream,
+        first,
+        Certificates { end_point, name },
+    ))
 }

@@ -9,6 +9,7 @@ use super::{
     negotiate::{Negotiated, negotiate},
     pool::{ClientState, PoolKey, goodbye},
     pump::Event,
+    replication,
     session::{Over, Session},
     startup::Begun,
     stream::Stream,
@@ -127,15 +128,15 @@ async fn end(mut session: Session<'_>, over: Over) {
 
 /// Up to the point where the client is logged in. None: it was told why not, or is gone.
 async fn begin<'a>(client: TcpStream, proxy: &'a Proxy) -> Option<Box<Session<'a>>> {
-    let (mut client, first, end_point) = match negotiate(client, proxy).await? {
-        Negotiated::Ours(client, first, end_point) => (client, first, end_point),
+    let (mut client, first, shown) = match negotiate(client, proxy).await? {
+        Negotiated::Ours(client, first, shown) => (client, first, shown),
         Negotiated::Passes(client, first) => {
             Box::pin(pass::run(client, Some(first), &proxy.shared)).await;
             return None;
         }
     };
     let begun = match FirstPacket::parse(&first.bytes) {
-        Ok(FirstPacket::Startup(startup)) => Begun::new(&startup, &client, end_point),
+        Ok(FirstPacket::Startup(startup)) => Begun::new(&startup, &client, shown),
         Ok(FirstPacket::CancelRequest { process, key }) => {
             if proxy.cancels.cancel(process, key).await {
                 count(&proxy.shared.counters.cancels);
@@ -148,27 +149,16 @@ async fn begin<'a>(client: TcpStream, proxy: &'a Proxy) -> Option<Box<Session<'a
         farewell::say(client, &error.encode()).await;
         None
     };
-    if begun.is_replication() {
-        return match client {
-            Stream::Plain(client) => {
-                Box::pin(pass::run(client, Some(first), &proxy.shared)).await;
-                None
-            }
-            Stream::Tls(_) => {
-                let error = ErrorResponse::fatal(
-                    sqlstate::FEATURE_NOT_SUPPORTED,
-                    "replication connections pass through routing unencrypted, or not at all",
-                    "",
-                    "Connect to the member's own port.",
-                );
-                refuse(&mut client, error).await
-            }
-        };
-    }
     if proxy.settings.client_tls.as_ref().is_some_and(|tls| tls.required)
         && matches!(client, Stream::Plain(_))
     {
         return refuse(&mut client, not_encrypted()).await;
+    }
+    if begun.is_replication()
+        && let Stream::Plain(client) = client
+    {
+        Box::pin(pass::run(client, Some(first), &proxy.shared)).await;
+        return None;
     }
     if begun.user().is_empty() {
         let error = ErrorResponse::fatal(
@@ -185,6 +175,10 @@ async fn begin<'a>(client: TcpStream, proxy: &'a Proxy) -> Option<Box<Session<'a
         write::negotiate_protocol_version(&mut answer, 0, &options);
         client.write_all(&answer).await.ok()?;
     }
+    if begun.is_replication() {
+        let over = Box::pin(replication::run(&mut client, proxy, &begun)).await;
+        return not_in(&mut client, over.err()?).await;
+    }
     if begun.database() == ADMIN_DATABASE.as_bytes() && !proxy.settings.admin_users.is_empty() {
         Box::pin(admin::run(client, proxy, &begun)).await;
         return None;
@@ -196,13 +190,18 @@ async fn begin<'a>(client: TcpStream, proxy: &'a Proxy) -> Option<Box<Session<'a
             session.welcome(welcome);
             Some(session)
         }
-        Err(NotAttached::ClientGone) => None,
-        Err(NotAttached::Error(error)) => refuse(&mut client, error).await,
-        Err(NotAttached::Raw(raw)) => {
-            farewell::say(&mut client, &raw).await;
-            None
-        }
+        Err(not) => not_in(&mut client, not).await,
     }
+}
+
+/// Tells a client why it is not let in.
+async fn not_in<T>(client: &mut Stream, not: NotAttached) -> Option<T> {
+    match not {
+        NotAttached::ClientGone => {}
+        NotAttached::Error(error) => farewell::say(client, &error.encode()).await,
+        NotAttached::Raw(raw) => farewell::say(client, &raw).await,
+    }
+    None
 }
 
 impl Session<'_> {
@@ -242,7 +241,7 @@ pub(super) async fn log_in_first(
             talk: &mut talk,
             user: begun.user(),
             credentials: proxy.settings.credentials.as_deref(),
-            end_point: begun.end_point.as_deref(),
+            end_point: begun.shown.end_point.as_deref(),
         };
         let logged_in = with_server(led, async |led| {
             // What the client has revealed need not be asked for again.

@@ -1,6 +1,6 @@
 //! How a client began its session, kept so that the session can be begun again elsewhere.
 
-use super::stream::Stream;
+use super::{negotiate::Certificates, stream::Stream};
 use sempre_wire::pg::{Startup, write};
 
 /// The client's start-up message.
@@ -11,20 +11,20 @@ pub(crate) struct Begun {
     pub options: Vec<Vec<u8>>,
     /// The client came encrypted.
     pub encrypted: bool,
-    /// The binding of the certificate it was shown (SCRAM-SHA-256-PLUS).
-    pub end_point: Option<Box<[u8]>>,
+    /// The certificate it was shown, and the one it showed.
+    pub shown: Certificates,
     parameters: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Begun {
-    pub fn new(startup: &Startup<'_>, client: &Stream, end_point: Option<Box<[u8]>>) -> Self {
+    pub fn new(startup: &Startup<'_>, client: &Stream, shown: Certificates) -> Self {
         let (options, parameters) = startup
             .parameters()
             .map(|(name, value)| (name.to_vec(), value.to_vec()))
             .partition::<Vec<_>, _>(|(name, _)| name.starts_with(b"_pq_."));
         let options = options.into_iter().map(|(name, _)| name).collect();
         let encrypted = matches!(client, Stream::Tls(_));
-        Self { minor: startup.minor, options, encrypted, end_point, parameters }
+        Self { minor: startup.minor, options, encrypted, shown, parameters }
     }
 
     pub fn parameter(&self, name: &str) -> Option<&[u8]> {
@@ -48,8 +48,8 @@ impl Begun {
         parameters.retain(|(name, _)| name != b"database");
         parameters.push((b"database".to_vec(), name.into()));
         let options = self.options.clone();
-        let end_point = self.end_point.clone();
-        Self { minor: self.minor, options, encrypted: self.encrypted, end_point, parameters }
+        let shown = self.shown.clone();
+        Self { minor: self.minor, options, encrypted: self.encrypted, shown, parameters }
     }
 
     /// What it wants to be called; empty: nothing.
@@ -65,6 +65,8 @@ impl Begun {
             self.parameters.iter().filter(|(name, _)| !apart.contains(&&name[..])).collect();
         others.sort();
         let mut out = vec![u8::from(self.encrypted)];
+        out.extend_from_slice(self.shown.name.as_deref().unwrap_or_default().as_bytes());
+        out.push(0);
         for (name, value) in others {
             out.extend_from_slice(name);
             out.push(0);

@@ -31,7 +31,7 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn bin() -> PathBuf {
+pub fn bin() -> PathBuf {
     if let Ok(bin) = std::env::var("SEMPRE_PG_BIN") {
         return bin.into();
     }
