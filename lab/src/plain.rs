@@ -10,7 +10,13 @@ use crate::{
     topology::Net,
 };
 use anyhow::{Context, Result};
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs::{self, Permissions},
+    io::Write,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    process::Command,
+    time::Duration,
+};
 
 const USER: &str = "postgres";
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -26,6 +32,15 @@ pub struct Plain {
 impl Plain {
     /// `hosts` hosts, `h1` a primary. With `standbys`, all others stream from it.
     pub async fn start(hosts: usize, standbys: bool) -> Result<Self> {
+        Self::start_with(hosts, standbys, false).await
+    }
+
+    /// The same, with standbys whose connections are encrypted.
+    pub async fn encrypted(hosts: usize) -> Result<Self> {
+        Self::start_with(hosts, true, true).await
+    }
+
+    async fn start_with(hosts: usize, standbys: bool, encrypted: bool) -> Result<Self> {
         let mut plain = Self { base: Base::new(hosts)? };
         let hosts = plain.base.topology.hosts().to_vec();
         for host in &hosts {
@@ -37,18 +52,41 @@ impl Plain {
             &["-A", "trust", "-U", "postgres", "-k", "-D", &plain.data("h1")],
         )?;
         fs::write(format!("{}/pg_hba.conf", plain.data("h1")), HBA)?;
+        let mode = if encrypted { "require" } else { "disable" };
+        if encrypted {
+            plain.certify("h1")?;
+        }
         plain.run("h1").await?;
         plain
             .ask("h1", &format!("create table {} (at timestamptz default now())", probe::TABLE))
             .await?;
         for host in hosts.iter().skip(1).filter(|_| standbys) {
             let from = plain.base.topology.address("h1", Net::A).to_string();
-            let conninfo = format!("host={from} user=postgres application_name={host}");
+            let conninfo =
+                format!("host={from} user=postgres sslmode={mode} application_name={host}");
             let data = plain.data(host);
             plain.on(host, "pg_basebackup", &["-d", &conninfo, "-D", &data, "-R", "-c", "fast"])?;
             plain.run(host).await?;
         }
         Ok(plain)
+    }
+
+    /// Gives a database that does not run yet a certificate, which copies of it show too.
+    fn certify(&self, host: &str) -> Result<()> {
+        let data = self.data(host);
+        let made = rcgen::generate_simple_self_signed(vec![host.to_owned()])?;
+        let owner = fs::metadata(&data)?;
+        for (file, text) in
+            [("server.crt", made.cert.pem()), ("server.key", made.signing_key.serialize_pem())]
+        {
+            let file = format!("{data}/{file}");
+            fs::write(&file, text)?;
+            fs::set_permissions(&file, Permissions::from_mode(0o600))?;
+            chown(&file, Some(owner.uid()), Some(owner.gid()))?;
+        }
+        let mut settings =
+            fs::OpenOptions::new().append(true).open(format!("{data}/postgresql.conf"))?;
+        Ok(settings.write_all(b"ssl = on\n")?)
     }
 
     /// Makes commits wait for one of the standbys.

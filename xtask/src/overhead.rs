@@ -22,6 +22,8 @@ const IDLE_FOR: Duration = Duration::from_secs(20);
 const WRITE_FOR: Duration = Duration::from_secs(10);
 /// Writers without a pause: enough to keep two cores busy.
 const WRITERS: usize = 8;
+/// PostgreSQL alone, with its replication encrypted as sempre's is.
+const ENCRYPTED: &str = "plain, TLS";
 const WHOLE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Memory and processor time of idle clusters.
@@ -70,10 +72,14 @@ pub fn throughput(starts: &[Start], rounds: usize, as_json: bool) -> Result<bool
     let rates = scope::run(async {
         let mut rates = Vec::new();
         for _ in 0..rounds {
-            let plain = Plain::start(3, true).await?;
-            plain.synchronous().await?;
-            rates.push(rate("plain", &plain.base, plain.target("h1")).await?);
-            drop(plain);
+            for (make, encrypted) in [("plain", false), (ENCRYPTED, true)] {
+                let plain = match encrypted {
+                    true => Plain::encrypted(3).await?,
+                    false => Plain::start(3, true).await?,
+                };
+                plain.synchronous().await?;
+                rates.push(rate(make, &plain.base, plain.target("h1")).await?);
+            }
             for start in starts {
                 let rig = start.start(false).await?;
                 let primary = rig::wait_whole(rig.base(), WHOLE_DEADLINE).await?;
@@ -84,26 +90,36 @@ pub fn throughput(starts: &[Start], rounds: usize, as_json: bool) -> Result<bool
     })?;
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["make", "commits/s (median)", "p50 ms", "p99 ms", "of plain"]);
+    table.set_header([
+        "make",
+        "commits/s (median)",
+        "p50 ms",
+        "p99 ms",
+        "of plain",
+        "of plain, TLS",
+    ]);
     let of = |make: &str, value: fn(&Rate) -> u64| {
         median(rates.iter().filter(|rate| rate.make == make).map(value).collect())
     };
-    let plain = of("plain", |rate| rate.per_second);
-    for make in ["plain", "sempre", "patroni"] {
+    let plain = ["plain", ENCRYPTED].map(|make| of(make, |rate| rate.per_second));
+    for make in ["plain", ENCRYPTED, "sempre", "patroni"] {
         let per_second = of(make, |rate| rate.per_second);
         if per_second == 0 {
             continue;
         }
         let ms = |us: u64| format!("{:.2}", us as f64 / 1e3);
         let (p50, p99) = (of(make, |rate| rate.p50_us), of(make, |rate| rate.p99_us));
-        let share = format!("{:.1} %", per_second as f64 / plain.max(1) as f64 * 100.0);
+        let share =
+            |plain: u64| format!("{:.1} %", per_second as f64 / plain.max(1) as f64 * 100.0);
         if as_json {
             println!(
                 "{}",
                 json!({"make": make, "commits_per_s": per_second, "p50_us": p50, "p99_us": p99})
             );
         }
-        table.add_row([make.into(), per_second.to_string(), ms(p50), ms(p99), share]);
+        let [of_plain, of_encrypted] = plain.map(share);
+        let row = [make.into(), per_second.to_string(), ms(p50), ms(p99), of_plain, of_encrypted];
+        table.add_row(row);
     }
     if !as_json {
         println!("{table}");

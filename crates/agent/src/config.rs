@@ -87,6 +87,9 @@ pub struct Route {
     pub admin_users: Vec<String>,
     /// How server connections are shared.
     pub pool: PoolSettings,
+    /// Find out, too, what became of single statements that write, when their answer is lost. Each
+    /// takes one more exchange with the server.
+    pub resolve_autocommit: bool,
     /// Which transactions of the read-write port standbys serve.
     pub split: Split,
     /// They serve them only once they have replayed what the session has committed.
@@ -158,6 +161,7 @@ impl Default for Route {
             database_ca_file: None,
             admin_users: Vec::new(),
             pool: PoolSettings::default(),
+            resolve_autocommit: false,
             split: usual.split,
             read_your_writes: usual.read_your_writes,
             read_your_writes_timeout_ms: usual.read_your_writes_timeout_ms,
@@ -191,7 +195,7 @@ pub enum ConfigError {
 }
 
 /// Every key that may stand in the file, for naming the nearest one to a mistyped one.
-const KEYS: [&str; 48] = [
+const KEYS: [&str; 49] = [
     "name",
     "dir",
     "addresses",
@@ -207,6 +211,7 @@ const KEYS: [&str; 48] = [
     "client_ca_file",
     "database_ca_file",
     "admin_users",
+    "resolve_autocommit",
     "split",
     "read_your_writes",
     "read_your_writes_timeout_ms",

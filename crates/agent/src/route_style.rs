@@ -35,6 +35,7 @@ pub fn of(
         admin_users: route.admin_users.clone(),
         pool: route.pool.clone(),
         split: route.splitting(),
+        resolve_autocommit: route.resolve_autocommit,
         ..ProxySettings::default()
     }))
 }

@@ -232,6 +232,10 @@ pub struct RouteHow {
     /// Who signed the databases' certificates, if not --ca
     #[arg(long, value_name = "FILE", requires = "cert")]
     pub database_ca: Option<PathBuf>,
+    /// Find out, too, what became of single statements that write, when their answer is lost; each
+    /// takes one more exchange with the server
+    #[arg(long)]
+    pub resolve_autocommit: bool,
     /// Which transactions of the read-write port standbys serve: none, or those that the client
     /// begins as READ ONLY
     #[arg(long, value_enum)]

@@ -61,6 +61,7 @@ pub fn sessions(how: &RouteHow) -> Result<Sessions, Fail> {
         server_tls,
         pool: pool(how),
         split: split(how),
+        resolve_autocommit: how.resolve_autocommit,
         admin_users: how.admin_user.clone(),
         ..ProxySettings::default()
     };
@@ -75,6 +76,7 @@ fn nothing_for_carrying(how: &RouteHow) -> Result<(), Fail> {
         ("--pool-size", how.pool_size.is_some()),
         ("--admin-user", !how.admin_user.is_empty()),
         ("--split", how.split.is_some()),
+        ("--resolve-autocommit", how.resolve_autocommit),
         ("--cert", how.cert.is_some()),
     ];
     match typed.iter().find(|(_, typed)| *typed) {

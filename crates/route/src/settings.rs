@@ -33,6 +33,9 @@ pub struct ProxySettings {
     /// Learn a transaction's id before its COMMIT, so that the outcome of one whose answer is
     /// lost can be found out.
     pub resolve_commit: bool,
+    /// The same for statements outside a transaction block that write: each of them takes one
+    /// more exchange with the server.
+    pub resolve_autocommit: bool,
     /// How server connections are shared.
     pub pool: PoolSettings,
     /// Which transactions standbys serve (on a read-write port only).
@@ -49,6 +52,7 @@ impl Default for ProxySettings {
             vouching: None,
             credentials: None,
             resolve_commit: true,
+            resolve_autocommit: false,
             pool: PoolSettings::default(),
             split: SplitSettings::default(),
             admin_users: Vec::new(),
@@ -64,6 +68,7 @@ impl fmt::Debug for ProxySettings {
             .field("vouching", &self.vouching.is_some())
             .field("credentials", &self.credentials.is_some())
             .field("resolve_commit", &self.resolve_commit)
+            .field("resolve_autocommit", &self.resolve_autocommit)
             .field("pool", &self.pool)
             .field("split", &self.split)
             .field("admin_users", &self.admin_users)

@@ -1,82 +1,14 @@
 //! COMMIT is never answered wrongly: a real primary, a real standby that is promoted.
 
+#[path = "common/cluster.rs"]
+mod cluster;
 mod common;
 
+use cluster::Cluster;
 use common::*;
+use sempre_route::ProxySettings;
 use std::time::Duration;
 use tokio_postgres::{Client, error::SqlState};
-
-/// A primary whose commits wait for a standby that there is not, and one that streams from it.
-struct Cluster {
-    primary: Server,
-    standby: Server,
-    routed: Routed,
-}
-
-impl Cluster {
-    async fn start() -> Self {
-        let (primary, standby) = tokio::task::spawn_blocking(|| {
-            let primary = Server::new("first");
-            let standby = Server::standby("second", &primary);
-            (primary, standby)
-        })
-        .await
-        .unwrap();
-        let admin = direct(&primary).await;
-        admin.batch_execute("create table t (a int)").await.unwrap();
-        let routed = Routed::proxy(table(1, Some(primary.target())));
-        Self { primary, standby, routed }
-    }
-
-    /// Whether commits on the primary wait (for a standby that does not exist).
-    async fn commits_wait(&self, wait: bool) {
-        let admin = direct(&self.primary).await;
-        let name = if wait { "nobody" } else { "" };
-        let set = format!("alter system set synchronous_standby_names = '{name}'");
-        admin.batch_execute("set synchronous_commit = local").await.unwrap();
-        admin.batch_execute(&set).await.unwrap();
-        admin.batch_execute("select pg_reload_conf()").await.unwrap();
-        until_answers(&admin, "show synchronous_standby_names", name).await;
-        // Backends wait only once the checkpointer has read it too.
-        let sql = "select pg_logical_emit_message(true, 'probe', '')";
-        let cancel = format!(
-            "select count(pg_cancel_backend(pid)) from pg_stat_activity where query = $q${sql}$q$ and wait_event = 'SyncRep'"
-        );
-        if !wait {
-            return;
-        }
-        loop {
-            let probe = direct(&self.primary).await;
-            let probe = tokio::spawn(async move { probe.batch_execute(sql).await });
-            while !probe.is_finished() {
-                if simple(&admin, &cancel).await == "1" {
-                    return;
-                }
-            }
-        }
-    }
-
-    async fn until_waiting(&self, query: &str) {
-        let sql = format!(
-            "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and query ilike '{query}'"
-        );
-        until_answers(&direct(&self.primary).await, &sql, "1").await;
-    }
-
-    /// The standby has all that the primary has.
-    async fn caught_up(&self) {
-        let lsn = simple(&direct(&self.primary).await, "select pg_current_wal_lsn()").await;
-        let sql = format!("select pg_last_wal_replay_lsn() >= '{lsn}'");
-        until_answers(&direct(&self.standby).await, &sql, "t").await;
-    }
-
-    async fn promote(&self) -> Client {
-        let admin = direct(&self.standby).await;
-        admin.batch_execute("select pg_promote()").await.unwrap();
-        until_answers(&admin, "select pg_is_in_recovery()", "f").await;
-        admin
-    }
-}
 
 /// A client whose COMMIT, of one row, is on its way.
 async fn committing(
@@ -107,7 +39,7 @@ async fn committing(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_reached_the_new_primary_is_answered_commit() {
     for extended in [false, true] {
-        let cluster = Cluster::start().await;
+        let cluster = Cluster::start(ProxySettings::default()).await;
         let (_other, commit) = committing(&cluster, extended, 1).await;
         cluster.caught_up().await;
         let admin = cluster.promote().await;
@@ -123,7 +55,7 @@ async fn a_commit_that_reached_the_new_primary_is_answered_commit() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_did_not_is_rolled_back_even_when_its_id_was_used_again() {
     for extended in [false, true] {
-        let cluster = Cluster::start().await;
+        let cluster = Cluster::start(ProxySettings::default()).await;
         cluster.caught_up().await;
         // The standby hears nothing of the transaction.
         let standby = direct(&cluster.standby).await;
@@ -147,7 +79,7 @@ async fn a_commit_that_did_not_is_rolled_back_even_when_its_id_was_used_again() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_wait_is_no_commit_until_it_is_safe() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::start(ProxySettings::default()).await;
     for (value, sql, extended) in [(1, "commit", false), (2, "commit", true)] {
         let (other, commit) = committing(&cluster, extended, value).await;
         let admin = direct(&cluster.primary).await;
@@ -182,7 +114,7 @@ async fn a_cancelled_wait_is_no_commit_until_it_is_safe() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_wait_whose_primary_is_lost_is_found_out_about() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::start(ProxySettings::default()).await;
     let (_other, commit) = committing(&cluster, false, 1).await;
     let admin = direct(&cluster.primary).await;
     let cancel =
@@ -199,7 +131,7 @@ async fn a_cancelled_wait_whose_primary_is_lost_is_found_out_about() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancel_request_does_not_reach_a_commit_that_waits() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::start(ProxySettings::default()).await;
     let (client, _connection) = connect(&cluster.routed.plain()).await.unwrap();
     let cancel = client.cancel_token();
     client.batch_execute("begin; insert into t values (1)").await.unwrap();

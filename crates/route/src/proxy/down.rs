@@ -10,7 +10,7 @@ use super::{
 use crate::Role;
 use sempre_wire::pg::{
     Backend, ErrorResponse, Fields, Message, Piece, TransactionStatus, sqlstate,
-    track::{Heard, Hints, Text, What, Whose},
+    track::{Heard, Hints, Text, Verb, What, Whose},
     write,
 };
 use std::{
@@ -122,9 +122,17 @@ impl Session<'_> {
         let ours = whose == Whose::Proxy;
         if let (What::Error { .. }, Some(link)) = (&what, &mut self.link) {
             link.known.failed();
+            // What prepares a question behind what failed was overlooked.
+            link.xid_prepared = false;
         }
         if let What::Error { fields, fatal: false } = &what {
             self.apart.failed(fields.code());
+        }
+        if !ours && let Some(instead) = self.converted_answer(piece, &what) {
+            if let What::Complete { tag, text } = what {
+                self.command(tag, text);
+            }
+            return Step::Replace(instead);
         }
         match what {
             What::Row | What::Answer if !ours => Step::Pass,
@@ -145,7 +153,16 @@ impl Session<'_> {
                 true => Step::Release,
                 false => Step::Swallow,
             },
-            What::Ready(status) => self.ready(status),
+            What::Ready(status) => match self.converted_ends() {
+                None => self.ready(status),
+                Some(complete) => match (self.ready(status), piece) {
+                    (Step::Pass, Piece::Whole(message)) => {
+                        Step::Replace([&complete[..], message.raw].concat())
+                    }
+                    (Step::Swallow, _) => Step::Replace(complete),
+                    (step, _) => step,
+                },
+            },
             What::Error { fields, fatal: true } => self.server_ends(&fields),
             What::Error { fatal: false, .. } if ours && self.may_be_theirs() => Step::Pass,
             What::Error { fields, fatal: false } if ours => {
@@ -233,7 +250,13 @@ impl Session<'_> {
             // Another transaction may follow in the same exchange (AND CHAIN).
             self.xid = Xid::Unknown;
         }
-        if text.hints.any(Hints::PREPARED | Hints::ANYTHING)
+        // A text that was sent before what it depends on failed may be another one than what ran.
+        let unforeseen =
+            is_of_session(tag) && text.verb != Verb::Session && !text.hints.any(Hints::STATE);
+        if unforeseen {
+            self.touched |= Hints::ANYTHING;
+        }
+        if (unforeseen || text.hints.any(Hints::PREPARED | Hints::ANYTHING))
             && let Some(link) = &mut self.link
         {
             // Ours may be gone too.
@@ -299,6 +322,7 @@ impl Session<'_> {
             _ if self.xid_stale => Xid::Unknown,
             _ => Xid::None,
         };
+        self.end_converted();
         Step::Swallow
     }
 
@@ -345,6 +369,23 @@ impl Session<'_> {
         own::ask_barrier(link, &mut self.tracker);
         None
     }
+}
+
+/// Does a command of this tag change the session?
+fn is_of_session(tag: &[u8]) -> bool {
+    let end = tag.iter().position(|byte| *byte == b' ').unwrap_or(tag.len());
+    let words: [&[u8]; 9] = [
+        b"SET",
+        b"RESET",
+        b"LISTEN",
+        b"UNLISTEN",
+        b"PREPARE",
+        b"DEALLOCATE",
+        b"DISCARD",
+        b"DO",
+        b"CALL",
+    ];
+    tag != b"PREPARE TRANSACTION" && words.contains(&&tag[..end])
 }
 
 fn too_much() -> Event {

@@ -67,10 +67,17 @@ impl Session<'_> {
         if self.tracker.is_out_of_step() {
             return Err(not_carriable("What it asked for is not known for certain."));
         }
+        if let Some(converted) = self.converted.take() {
+            return self.lost_converted(*converted, &place).await;
+        }
         let outlook = self.tracker.outlook();
         // Nothing is written on a standby: whatever it was, it may be run again.
         if outlook == Outlook::Commit && !split {
             return self.lost_committing(&place).await;
+        }
+        if outlook == Outlook::Autocommit && !split && self.knows_autocommit() {
+            let outcome = self.resolve(&place).await?;
+            return self.settle_autocommit(outcome, b"");
         }
         // A rolled-back transaction takes its settings with it, but not what outlives a rollback.
         let in_block = self.tracker.in_block() || self.tracker.status() != TransactionStatus::Idle;
@@ -96,7 +103,14 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn settle(&mut self, settled: Settled<'_>) -> Result<(), Over> {
+    /// Forgets what was under way, of which the client has seen nothing.
+    pub(super) fn settle_silently(&mut self) {
+        (self.xid, self.touched) = (Xid::Unknown, Hints::NONE);
+        // That an error can always be given is what failing means.
+        let _ = self.tracker.settle(Settled::Failed(&rolled_back()), &mut Vec::new());
+    }
+
+    pub(super) fn settle(&mut self, settled: Settled<'_>) -> Result<(), Over> {
         (self.xid, self.touched) = (Xid::Unknown, Hints::NONE);
         let settled = self.tracker.settle(settled, &mut self.to_client);
         settled.map_err(|CannotSettle| {
@@ -170,7 +184,7 @@ pub(super) fn rolled_back() -> ErrorResponse {
     )
 }
 
-fn unknown(why: &str) -> ErrorResponse {
+pub(super) fn unknown(why: &str) -> ErrorResponse {
     ErrorResponse::error(
         sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
         "the primary was lost, and whether the statement was committed is not known",

@@ -13,7 +13,7 @@
 //! | idle | nothing |
 //! | in a transaction | ERROR 40001; ROLLBACK works |
 //! | waiting for the answer to COMMIT | what really happened: COMMIT or 40001 ([`resolve`]) |
-//! | running a statement outside a transaction | 40001 if it was certainly rolled back, else 08007 |
+//! | running a statement outside a transaction | 40001 if it was certainly rolled back, else 08007 ([`autocommit`]: as of a COMMIT) |
 //! | holding temporary tables, held cursors, advisory locks | FATAL that names them |
 //!
 //! What is split off to standbys: [`split`].
@@ -35,6 +35,7 @@
 mod admin;
 mod attach;
 mod auth;
+mod autocommit;
 mod cancel;
 mod carry;
 mod down;

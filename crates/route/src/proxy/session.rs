@@ -3,6 +3,7 @@
 use super::{
     Proxy,
     auth::Secret,
+    autocommit::Converted,
     cancel::CancelKey,
     carry::{Carried, Snapshot},
     link::Link,
@@ -95,6 +96,8 @@ pub(crate) struct Session<'a> {
     /// Something was sent behind the question for the id.
     pub xid_stale: bool,
     pub withheld: Option<Box<Withheld>>,
+    /// The statement under way is to be found out about, and came as a simple query.
+    pub converted: Option<Box<Converted>>,
     /// The state is being asked for; the client waits for its ReadyForQuery.
     pub asking: Option<Box<Snapshot>>,
     pub key: CancelKey,
@@ -152,6 +155,7 @@ impl<'a> Session<'a> {
             xid: Xid::Unknown,
             xid_stale: false,
             withheld: None,
+            converted: None,
             asking: None,
             key: proxy.cancels.enter(),
             pool,

@@ -36,7 +36,7 @@ pub(crate) enum Stop {
 }
 
 /// What becomes of a message.
-enum Step {
+pub(super) enum Step {
     Forward,
     /// Forward this in its place.
     Replace(Vec<u8>),
@@ -44,6 +44,8 @@ enum Step {
     Break,
     /// Ask for the transaction's id first, then look at it again.
     AskXid,
+    /// It is a simple query that goes by the extended protocol.
+    Convert,
     Drop,
     Stop(Stop),
 }
@@ -78,6 +80,13 @@ impl Session<'_> {
                     self.send(&bytes[from..at]);
                     self.send(&renamed);
                     from = at + size;
+                }
+                Step::Convert => {
+                    self.send(&bytes[from..at]);
+                    from = at + size;
+                    if let Piece::Whole(message) = piece {
+                        self.convert(message.raw, message.body);
+                    }
                 }
                 Step::AskXid => {
                     self.send(&bytes[from..at]);
@@ -125,9 +134,15 @@ impl Session<'_> {
 
     /// Asks for the id of the client's transaction.
     pub(super) fn ask_xid(&mut self, end: own::End) {
+        let forgets = self.tracker.pending().any(|pending| {
+            pending.whose == Whose::Client
+                && pending.text.hints.any(Hints::PREPARED | Hints::ANYTHING)
+        });
         if let Some(link) = &mut self.link {
             self.xid = Xid::Asked;
             self.xid_stale = false;
+            // What stands in front of it may take our statement away.
+            link.xid_prepared &= !forgets;
             own::ask_xid(link, &mut self.tracker, end);
         }
     }
@@ -164,6 +179,9 @@ impl Session<'_> {
         if self.client_ended {
             return Step::Drop;
         }
+        if self.converted.is_some() {
+            return Step::Stop(Stop::Wait);
+        }
         match tag {
             b'X' => {
                 self.client_ended = true;
@@ -199,10 +217,22 @@ impl Session<'_> {
                 if let Some(step) = self.before_commit(tag, body, whole) {
                     return step;
                 }
+                if tag == b'Q'
+                    && let Some(step) = self.before_simple(body, whole)
+                {
+                    return step;
+                }
                 self.open = tag != b'Q';
             }
             b'E' | b'D' | b'C' => self.open = true,
-            b'S' | b'F' => self.open = false,
+            b'S' | b'F' => {
+                if tag == b'S'
+                    && let Some(step) = self.before_sync()
+                {
+                    return step;
+                }
+                self.open = false;
+            }
             _ => return self.sent(piece),
         }
         self.meter.sent();
@@ -237,7 +267,7 @@ impl Session<'_> {
 
     /// What the client says is none of the protocol.
     fn breaks(&mut self, why: impl ToString) -> Step {
-        if self.withheld.is_some() {
+        if self.withheld.is_some() || self.converted.is_some() {
             return Step::Stop(Stop::Wait);
         }
         if self.tracker.stands_in() {
@@ -323,6 +353,6 @@ impl Session<'_> {
 }
 
 /// The string at the front of a message's body.
-fn string(body: &[u8]) -> &[u8] {
+pub(super) fn string(body: &[u8]) -> &[u8] {
     body.split(|byte| *byte == 0).next().unwrap_or_default()
 }

@@ -23,6 +23,11 @@ pub enum Settled<'a> {
         /// For what the client sent behind the COMMIT without waiting.
         rest: &'a ErrorResponse,
     },
+    /// The Sync in flight committed the work in front of it, all of which was answered.
+    Synced {
+        /// For what the client sent behind the Sync without waiting.
+        rest: &'a ErrorResponse,
+    },
 }
 
 /// Answers are missing that nobody can make up: the session has to end.
@@ -56,6 +61,10 @@ impl Tracker {
             Settled::Failed(error) => error,
             Settled::Committed { rest: error } => {
                 rest = self.committed(rest, out)?;
+                error
+            }
+            Settled::Synced { rest: error } => {
+                rest = self.synced(rest, out)?;
                 error
             }
         };
@@ -119,6 +128,21 @@ impl Tracker {
                 write::ready_for_query(out, shown);
             }
         }
+        Ok(rest)
+    }
+
+    /// Answers the Sync; gives what is behind it.
+    fn synced<'p>(
+        &mut self,
+        pending: &'p [Pending],
+        out: &mut Vec<u8>,
+    ) -> Result<&'p [Pending], CannotSettle> {
+        let Some((Pending { kind: Kind::Sync, .. }, rest)) = pending.split_first() else {
+            return Err(CannotSettle);
+        };
+        (self.in_block, self.implicit) = (false, false);
+        self.status = TransactionStatus::Idle;
+        write::ready_for_query(out, TransactionStatus::Idle);
         Ok(rest)
     }
 

@@ -154,7 +154,7 @@ impl Statements {
     }
 
     /// A simple query takes the unnamed statement with it.
-    pub(super) fn drop_unnamed(&mut self) {
+    pub fn drop_unnamed(&mut self) {
         while let Some((_, coming)) = self.unnamed.coming.pop_front() {
             self.discard(Some(coming));
         }

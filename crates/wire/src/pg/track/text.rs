@@ -29,8 +29,10 @@ pub enum Verb {
     FinishPrepared,
     /// SELECT, VALUES, TABLE, WITH, FETCH, SHOW, EXPLAIN, DECLARE, MOVE, CLOSE.
     Read,
-    /// INSERT, UPDATE, DELETE, MERGE, COPY.
+    /// INSERT, UPDATE, DELETE, MERGE.
     Write,
+    /// COPY.
+    Copy,
     /// SET, RESET, DISCARD, LISTEN, UNLISTEN, PREPARE, DEALLOCATE, LOAD.
     Session,
     /// EXECUTE of a statement prepared by SQL.
@@ -370,7 +372,8 @@ impl TextScan {
         let (verb, hints) = match self.word() {
             b"select" | b"values" | b"table" | b"with" | b"fetch" | b"show" | b"explain"
             | b"declare" | b"move" | b"close" => (Verb::Read, Hints::NONE),
-            b"insert" | b"update" | b"delete" | b"merge" | b"copy" => (Verb::Write, Hints::NONE),
+            b"insert" | b"update" | b"delete" | b"merge" => (Verb::Write, Hints::NONE),
+            b"copy" => (Verb::Copy, Hints::NONE),
             b"begin" | b"start" => (Verb::Begin, Hints::BEGINS),
             b"commit" | b"end" => (Verb::Commit, Hints::NONE),
             b"rollback" | b"abort" => (Verb::Rollback, Hints::NONE),
