@@ -16,6 +16,7 @@ mod certificate;
 pub mod clock;
 pub mod config;
 mod credentials;
+pub mod data_plane;
 mod database;
 mod disk;
 mod executor;

@@ -4,6 +4,7 @@ use crate::{
     Config,
     certificate::{Renewal, certificate_addresses},
     clock,
+    data_plane::DataPlane,
     database::Watcher,
     disk,
     executor::Executor,
@@ -124,6 +125,7 @@ pub async fn run(
     let api = sempre_api::serve_with(listen, service.clone(), transport_of_rest)
         .context("the REST port")?;
     let mut routers = Vec::new();
+    let data_plane = DataPlane::start()?;
     if config.route.enabled {
         let verifier = Arc::new(PeerVerifier { peers: peers.clone(), shown: shown.clone() });
         let style = route_style::of(&config, &identity, executor.clone(), table.clone())?;
@@ -132,7 +134,10 @@ pub async fn run(
         {
             let listen = addresses(&config, port)?;
             let (style, verifier) = (style.clone(), verifier.clone());
-            routers.push(Arc::new(Router::start_in(style, listen, mode, table.clone(), verifier)?));
+            let table = table.clone();
+            let router =
+                data_plane.within(|| Router::start_in(style, listen, mode, table, verifier));
+            routers.push(Arc::new(router?));
         }
         *service.routers.lock().unwrap_or_else(|e| e.into_inner()) = routers.clone();
     }

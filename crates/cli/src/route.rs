@@ -4,10 +4,11 @@ use crate::{
     arguments::RouteHow,
     connect,
     fail::Fail,
-    logs, member, privileges,
+    logs, member,
     route_style::{self, Sessions},
 };
 use rustls::ClientConfig;
+use sempre_agent::data_plane::DataPlane;
 use sempre_api::codes;
 use sempre_net::https_client_by;
 use sempre_route::{Follower, Mode, RouteError, Router};
@@ -17,10 +18,12 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 pub struct Routing {
     read_write: Router,
     read_only: Router,
+    _threads: DataPlane,
 }
 
 impl Routing {
-    /// Begins to lead clients. Call it inside a runtime.
+    /// Begins to lead clients. Call it inside a runtime, which keeps the table; clients have
+    /// threads of their own.
     pub fn start(
         members: Vec<(String, u16)>,
         read_write: SocketAddr,
@@ -30,13 +33,18 @@ impl Routing {
     ) -> Result<Self, Fail> {
         let (table, verifier) = Follower::start(members, tls);
         let style = sessions.style(&table);
+        let threads = DataPlane::start()
+            .map_err(|error| Fail::new("routing does not start", format!("{error:#}"), ""))?;
         let start = |address, mode| {
-            let (style, verifier) = (style.clone(), verifier.clone());
-            Router::start_in(style, vec![address], mode, table.clone(), verifier).map_err(failed)
+            let (style, verifier, table) = (style.clone(), verifier.clone(), table.clone());
+            threads
+                .within(|| Router::start_in(style, vec![address], mode, table, verifier))
+                .map_err(failed)
         };
         Ok(Self {
             read_write: start(read_write, Mode::ReadWrite)?,
             read_only: start(read_only, Mode::ReadOnly)?,
+            _threads: threads,
         })
     }
 
@@ -62,7 +70,6 @@ pub fn run(how: &RouteHow) -> Result<(), Fail> {
     let members = how.members.iter().map(|text| split(text)).collect::<Result<_, _>>()?;
     let tls = how.ca.as_deref().map(trust).transpose()?;
     let sessions = route_style::sessions(how)?;
-    privileges::hurry();
     logs::start(how.log_format);
     if (how.pool_mode.is_some() || how.pool_size.is_some()) && how.auth_user.is_none() {
         tracing::warn!(
