@@ -36,6 +36,8 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// What a setting of PostgreSQL begins with.
 const DATABASE_SETTING: &str = "postgresql.";
+/// What a setting of the application's routing begins with.
+const ROUTE_SETTING: &str = "route.";
 
 /// How to set a cluster up.
 #[derive(Clone, Debug)]
@@ -44,7 +46,7 @@ pub struct Options {
     pub binary: PathBuf,
     /// How many members.
     pub members: usize,
-    /// Policy, as `key=value`.
+    /// Policy, as `key=value`; of PostgreSQL, `postgresql.key=value`; of `route run`, `route.flag=value`.
     pub settings: Vec<String>,
     /// Give each member a small file system of its own for its data.
     pub disks: bool,
@@ -99,8 +101,11 @@ impl Cluster {
         let (first, others) = hosts.split_first().context("a cluster has a first member")?;
         let mut init = vec!["init", "--cluster", "lab"];
         // PostgreSQL's own are for a cluster that is there.
-        let (database, policy): (Vec<_>, Vec<_>) =
-            options.settings.iter().partition(|setting| setting.starts_with(DATABASE_SETTING));
+        let (database, policy): (Vec<_>, Vec<_>) = options
+            .settings
+            .iter()
+            .filter(|setting| !setting.starts_with(ROUTE_SETTING))
+            .partition(|setting| setting.starts_with(DATABASE_SETTING));
         init.extend(policy.iter().flat_map(|s| ["--set", s.as_str()]));
         self.sempre(first, &init)?;
         self.start_agent(first).await?;
@@ -123,7 +128,7 @@ impl Cluster {
         }
         rig::wait_whole(&self.base, START_DEADLINE).await?;
         self.make_role(first)?;
-        self.start_route()?;
+        self.start_route(&options.settings)?;
         rig::wait_reachable(&self.base, self.endpoint(), START_DEADLINE).await
     }
 
@@ -187,7 +192,7 @@ impl Cluster {
         found
     }
 
-    fn start_route(&mut self) -> Result<()> {
+    fn start_route(&mut self, settings: &[String]) -> Result<()> {
         let topology = &self.base.topology;
         let members: Vec<String> = Net::ALL
             .iter()
@@ -201,6 +206,13 @@ impl Cluster {
         command.args(["--read-write", &format!("127.0.0.1:{ROUTE_PORT}")]);
         command.args(["--read-only", &format!("127.0.0.1:{}", ROUTE_PORT + 1)]);
         command.args(["--auth-user", READER, "--auth-password-file"]).arg(password);
+        for setting in settings.iter().filter_map(|setting| setting.strip_prefix(ROUTE_SETTING)) {
+            match setting.split_once('=') {
+                Some((flag, "true")) => command.arg(format!("--{flag}")),
+                Some((flag, value)) => command.arg(format!("--{flag}")).arg(value),
+                None => command.arg(format!("--{setting}")),
+            };
+        }
         self.base.spawn(APP, "route.log", &mut command).map(drop)
     }
 

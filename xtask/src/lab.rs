@@ -26,7 +26,8 @@ pub struct Arguments {
     /// How many times each
     #[arg(long, default_value_t = 1)]
     pub runs: usize,
-    /// Policy of the cluster, as key=value; of PostgreSQL, as postgresql.key=value
+    /// Policy of the cluster, as key=value; of PostgreSQL, as postgresql.key=value; of the
+    /// application's routing, as route.flag=value
     #[arg(long = "set")]
     pub settings: Vec<String>,
     /// How many members

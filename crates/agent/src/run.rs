@@ -127,7 +127,11 @@ pub async fn run(
     let mut routers = Vec::new();
     let data_plane = DataPlane::start()?;
     if config.route.enabled {
-        let verifier = Arc::new(PeerVerifier { peers: peers.clone(), shown: shown.clone() });
+        let verifier = Arc::new(PeerVerifier {
+            peers: peers.clone(),
+            shown: shown.clone(),
+            agent: tokio::runtime::Handle::current(),
+        });
         let style = route_style::of(&config, &identity, executor.clone(), table.clone())?;
         for (port, mode) in
             [(config.ports.read_write, Mode::ReadWrite), (config.ports.read_only, Mode::ReadOnly)]

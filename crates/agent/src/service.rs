@@ -537,6 +537,9 @@ impl Backend for Service {
 pub struct PeerVerifier {
     pub peers: Arc<Peers>,
     pub shown: watch::Receiver<Arc<Shown>>,
+    /// The agent's: connections to other members are served where they are opened, and carry
+    /// heartbeats too.
+    pub agent: tokio::runtime::Handle,
 }
 
 #[async_trait]
@@ -547,12 +550,12 @@ impl Verifier for PeerVerifier {
             return holds(&shown, generation);
         }
         let Ok(body) = serde_json::to_vec(&generation) else { return false };
-        self.peers
-            .call(member, VERIFY, Bytes::from(body), VERIFY_WITHIN)
-            .await
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or(false)
+        let (peers, member) = (self.peers.clone(), member.clone());
+        let asked = self.agent.spawn(async move {
+            peers.call(&member, VERIFY, Bytes::from(body), VERIFY_WITHIN).await.ok()
+        });
+        let answer = asked.await.ok().flatten();
+        answer.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(false)
     }
 }
 

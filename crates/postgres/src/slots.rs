@@ -6,7 +6,15 @@ use crate::{
     session::{get, lsn},
 };
 use sempre_model::ids::{Lsn, MemberId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+/// How often it is tried to free a slot, and how long it is waited for each time. A standby connects
+/// again after `wal_retrieve_retry_interval`, 100 ms.
+const FREE_TRIES: usize = 50;
+const FREE_POLL: Duration = Duration::from_millis(10);
 
 /// A physical slot of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +53,8 @@ impl Session {
     /// Makes the slots of `wanted` members that are missing (keeping WAL from now on), replaces
     /// lost ones, and drops those of others. Returns the names of those made and dropped.
     ///
-    /// A slot in use is not dropped; its connection is ended, and the next call finds it free.
+    /// Where another's slot is in use, its connection is ended. Whoever has it comes again soon, not
+    /// knowing that it is no member any more: so the slot is dropped the moment that it is free.
     pub async fn ensure_slots(&self, wanted: &BTreeSet<MemberId>) -> Result<Vec<String>> {
         let wanted: BTreeSet<String> = wanted.iter().map(MemberId::slot_name).collect();
         let present = self.slots().await?;
@@ -55,11 +64,7 @@ impl Session {
             if keep && !slot.lost {
                 continue;
             }
-            if slot.active_pid.is_some() {
-                if !keep {
-                    let sql = "SELECT pg_terminate_backend($1)";
-                    self.row("free a replication slot", sql, &[&slot.active_pid]).await?;
-                }
+            if slot.active_pid.is_some() && (keep || !self.free_slot(slot).await?) {
                 continue;
             }
             let sql = "SELECT pg_drop_replication_slot($1::text::name)";
@@ -76,6 +81,23 @@ impl Session {
             changed.push(name.clone());
         }
         Ok(changed)
+    }
+
+    /// Ends the connection that uses a slot. True: the slot is there, and free.
+    async fn free_slot(&self, slot: &Slot) -> Result<bool> {
+        let mut user = slot.active_pid;
+        for _ in 0..FREE_TRIES {
+            let sql = "SELECT pg_terminate_backend($1)";
+            self.row("free a replication slot", sql, &[&user]).await?;
+            tokio::time::sleep(FREE_POLL).await;
+            let slots = self.slots().await?;
+            let Some(now) = slots.iter().find(|now| now.name == slot.name) else { break };
+            user = now.active_pid;
+            if user.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Moves unused slots on to what their members have, so that they do not keep WAL for ever.

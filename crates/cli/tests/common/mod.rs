@@ -46,14 +46,15 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// The first of a hundred ports that are likely to be free.
+/// The first of a hundred ports that are free on every address.
 pub fn base_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let own = u16::try_from(std::process::id() % 300).unwrap() * 100;
     loop {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let base = 2_000 + (own + number * 100) % 30_000;
-        if TcpListener::bind(("127.0.0.1", base)).is_ok() {
+        let free = |port| TcpListener::bind(("0.0.0.0", port)).is_ok();
+        if (base..base + 100).all(free) {
             return base;
         }
     }

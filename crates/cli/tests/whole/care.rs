@@ -240,7 +240,9 @@ fn members_get_fresh_copies_leave_and_come_again() {
     cluster.join("m2");
     assert_eq!(cluster.whole()["raft"]["voters"], 3);
 
-    // A live standby that is removed stops being one; forced, the primary goes too.
+    // A live standby that is removed stops being one, also when nobody is there to tell it (its
+    // agent may be cut off before it hears); forced, the primary goes too.
+    cluster.kill_agent("m3");
     cluster.ok(&["remove", "m3", "--yes"]);
     cluster.until("m3 is gone", |cluster| {
         let sql = "select count(*) from pg_stat_replication where application_name = 'm3'";
