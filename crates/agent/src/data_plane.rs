@@ -7,7 +7,7 @@
 use anyhow::{Context, Result};
 use tokio::runtime::{Builder, Runtime};
 
-/// More threads than this gain nothing: each passes some ten thousands of queries a second.
+/// Threads at most: each passes some ten thousands of queries a second.
 const THREADS_MAX: usize = 8;
 
 /// See the module.

@@ -25,11 +25,12 @@ pub fn of(
     }
     let why = "`[route]` in the config file";
     let server_tls = server_tls(route, identity).context(why)?;
-    let voucher = || Voucher::new(executor.clone(), server_tls.clone());
-    let voucher = route.client_ca_file.as_ref().map(|_| voucher());
+    let vouching = route.client_ca_file.is_some().then(|| -> Arc<dyn Vouching> {
+        Arc::new(Voucher::new(executor.clone(), server_tls.clone()))
+    });
     Ok(Style::Proxy(ProxySettings {
         client_tls: Some(client_tls(route, identity).context(why)?),
-        vouching: voucher.map(|voucher| Arc::new(voucher) as Arc<dyn Vouching>),
+        vouching,
         server_tls: ServerTls::AsClient(Arc::new(server_tls)),
         credentials: Some(Arc::new(DatabaseCredentials::new(executor, config.kind, table))),
         admin_users: route.admin_users.clone(),

@@ -125,8 +125,8 @@ pub async fn run(
     let api = sempre_api::serve_with(listen, service.clone(), transport_of_rest)
         .context("the REST port")?;
     let mut routers = Vec::new();
-    let data_plane = DataPlane::start()?;
-    if config.route.enabled {
+    let data_plane = config.route.enabled.then(DataPlane::start).transpose()?;
+    if let Some(data_plane) = &data_plane {
         let verifier = Arc::new(PeerVerifier {
             peers: peers.clone(),
             shown: shown.clone(),

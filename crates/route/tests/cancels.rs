@@ -1,17 +1,15 @@
 //! Cancel requests and synchronous replication: a statement outside a transaction is told done only
 //! when it is safe. With a real synchronous standby whose receiver is stopped (SIGSTOP).
 
+#[path = "common/cluster.rs"]
+mod cluster;
 mod common;
 
+use cluster::Cluster;
 use common::*;
+use sempre_route::ProxySettings;
 use std::process::Command;
 use tokio_postgres::{Client, NoTls, error::SqlState};
-
-struct Cluster {
-    primary: Server,
-    standby: Server,
-    routed: Routed,
-}
 
 /// A process that does nothing until this is dropped.
 struct Stopped(String);
@@ -30,37 +28,21 @@ impl Drop for Stopped {
     }
 }
 
-impl Cluster {
-    async fn start() -> Self {
-        let (primary, standby) = tokio::task::spawn_blocking(|| {
-            let primary = Server::new("first");
-            let standby = Server::standby("second", &primary);
-            (primary, standby)
-        })
-        .await
-        .unwrap();
-        let admin = direct(&primary).await;
-        admin.batch_execute("create table t (a int)").await.unwrap();
-        let set = "alter system set synchronous_standby_names = 'second'";
-        admin.batch_execute(set).await.unwrap();
-        admin.batch_execute("select pg_reload_conf()").await.unwrap();
-        let state = "select coalesce(max(sync_state), '') from pg_stat_replication";
-        until_answers(&admin, state, "sync").await;
-        let routed = Routed::proxy(table(1, Some(primary.target())));
-        Self { primary, standby, routed }
-    }
+/// With a standby that commits wait for.
+async fn synchronous() -> Cluster {
+    let cluster = Cluster::start(ProxySettings::default()).await;
+    let admin = direct(&cluster.primary).await;
+    let set = "alter system set synchronous_standby_names = 'second'";
+    admin.batch_execute(set).await.unwrap();
+    admin.batch_execute("select pg_reload_conf()").await.unwrap();
+    let state = "select coalesce(max(sync_state), '') from pg_stat_replication";
+    until_answers(&admin, state, "sync").await;
+    cluster
+}
 
-    async fn stop_receiver(&self) -> Stopped {
-        let admin = direct(&self.standby).await;
-        Stopped::new(simple(&admin, "select pid from pg_stat_wal_receiver").await)
-    }
-
-    async fn until_waiting(&self, query: &str) {
-        let sql = format!(
-            "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and query ilike '{query}'"
-        );
-        until_answers(&direct(&self.primary).await, &sql, "1").await;
-    }
+async fn stop_receiver(cluster: &Cluster) -> Stopped {
+    let admin = direct(&cluster.standby).await;
+    Stopped::new(simple(&admin, "select pid from pg_stat_wal_receiver").await)
 }
 
 type Insert = tokio::task::JoinHandle<(Client, Result<u64, tokio_postgres::Error>)>;
@@ -91,8 +73,8 @@ async fn cancelled(cluster: &Cluster, extended: bool) -> Insert {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_statement_is_done_when_the_standby_has_it() {
     for extended in [false, true] {
-        let cluster = Cluster::start().await;
-        let stopped = cluster.stop_receiver().await;
+        let cluster = synchronous().await;
+        let stopped = stop_receiver(&cluster).await;
         let insert = cancelled(&cluster, extended).await;
         drop(stopped);
         let (client, done) = insert.await.unwrap();
@@ -106,17 +88,16 @@ async fn a_cancelled_statement_is_done_when_the_standby_has_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_statement_whose_primary_is_lost_is_not_told_done() {
     for extended in [false, true] {
-        let cluster = Cluster::start().await;
-        let stopped = cluster.stop_receiver().await;
+        let cluster = synchronous().await;
+        let stopped = stop_receiver(&cluster).await;
         let insert = cancelled(&cluster, extended).await;
         cluster.primary.signal("-QUIT");
         drop(stopped);
-        let admin = direct(&cluster.standby).await;
-        admin.batch_execute("select pg_promote()").await.unwrap();
-        until_answers(&admin, "select pg_is_in_recovery()", "f").await;
+        let admin = cluster.promote().await;
         let alone = "alter system set synchronous_standby_names = ''";
         admin.batch_execute(alone).await.unwrap();
         admin.batch_execute("select pg_reload_conf()").await.unwrap();
+        // Nothing is left to be cut, which `moves_to` would wait for.
         cluster.routed.change(|table| {
             table.generation = table.generation.next();
             table.cut_below = table.generation;

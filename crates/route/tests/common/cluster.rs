@@ -1,5 +1,7 @@
 //! A primary, a standby that can be promoted, and a router in front of them.
 
+#![allow(dead_code)] // each test file uses its part
+
 use super::common::*;
 use sempre_route::{Mode, ProxySettings, Style};
 use tokio_postgres::Client;
