@@ -300,9 +300,17 @@ pub async fn server_of(client: &tokio_postgres::Client) -> String {
 
 /// The one value that a simple query answers.
 pub async fn simple(client: &tokio_postgres::Client, sql: &str) -> String {
-    for message in client.simple_query(sql).await.unwrap() {
+    try_simple(client, sql).await.unwrap()
+}
+
+/// Like [`simple`], where an error is an answer, too.
+async fn try_simple(
+    client: &tokio_postgres::Client,
+    sql: &str,
+) -> Result<String, tokio_postgres::Error> {
+    for message in client.simple_query(sql).await? {
         if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
-            return row.get(0).unwrap().to_owned();
+            return Ok(row.get(0).unwrap().to_owned());
         }
     }
     panic!("{sql} answers no row");
@@ -387,15 +395,16 @@ pub async fn direct(server: &Server) -> tokio_postgres::Client {
     connect(&dsn(address, "disable")).await.unwrap().0
 }
 
-/// Runs `sql` until it answers `want`.
+/// Runs `sql` until it answers `want`. (A standby that is behind answers with an error where it
+/// has not seen the table made.)
 pub async fn until_answers(client: &tokio_postgres::Client, sql: &str, want: &str) {
     let start = Instant::now();
     loop {
-        let got = simple(client, sql).await;
-        if got == want {
+        let got = try_simple(client, sql).await;
+        if got.as_ref().is_ok_and(|got| got == want) {
             return;
         }
-        assert!(start.elapsed() < PATIENCE, "{sql} answers {got}, not {want}");
+        assert!(start.elapsed() < PATIENCE, "{sql} answers {got:?}, not {want}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
