@@ -1,0 +1,135 @@
+//! Files are handed out in the order of their paths, done in any, and listed in their order again.
+
+use super::Shared;
+use crate::{
+    Entry, Result,
+    manifest::{Files, SegmentBuilder, What},
+    source::Source,
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+/// Files that may be done before an earlier one is, and blocks of theirs.
+const AHEAD_FILES: usize = 20_000;
+const AHEAD_BLOCKS: usize = 400_000;
+
+/// What is yet to be copied.
+pub(super) struct Jobs {
+    sources: std::iter::Enumerate<std::vec::IntoIter<Source>>,
+    parent: Option<Files>,
+}
+
+/// One file to be copied.
+pub(super) struct Job {
+    pub(super) number: usize,
+    pub(super) source: Source,
+    /// What the parent has at its place.
+    pub(super) before: Option<Entry>,
+}
+
+impl Jobs {
+    pub(super) fn new(sources: Vec<Source>, parent: Option<Files>) -> Self {
+        Self { sources: sources.into_iter().enumerate(), parent }
+    }
+
+    pub(super) fn next(&mut self, shared: &Shared) -> Result<Option<Job>> {
+        let Some((number, source)) = self.sources.next() else { return Ok(None) };
+        let before = match &mut self.parent {
+            Some(parent) => shared.runtime.block_on(parent.find(&source.path))?,
+            None => None,
+        };
+        Ok(Some(Job { number, source, before }))
+    }
+}
+
+/// Puts what is done into its order.
+pub(super) struct Order {
+    shared: Arc<Shared>,
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+struct State {
+    next: usize,
+    /// None: it went away.
+    ahead: BTreeMap<usize, Option<Entry>>,
+    ahead_blocks: usize,
+    builder: SegmentBuilder,
+    first_segment: u32,
+    segments: u32,
+}
+
+fn blocks_of(entry: Option<&Entry>) -> usize {
+    match entry {
+        Some(Entry { what: What::File { blocks, .. }, .. }) => blocks.len(),
+        _ => 0,
+    }
+}
+
+impl Order {
+    pub(super) fn new(shared: Arc<Shared>, first_segment: u32) -> Self {
+        let state = State {
+            next: 0,
+            ahead: BTreeMap::new(),
+            ahead_blocks: 0,
+            builder: SegmentBuilder::default(),
+            first_segment,
+            segments: 0,
+        };
+        Self { shared, state: Mutex::new(state), moved: Condvar::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A file is done. Waits while too many are ahead of a slower one.
+    pub(super) fn done(&self, number: usize, entry: Option<Entry>) -> Result<()> {
+        let mut state = self.state();
+        while number != state.next
+            && (state.ahead.len() >= AHEAD_FILES || state.ahead_blocks >= AHEAD_BLOCKS)
+            && !self.shared.is_stopped()
+        {
+            state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.ahead_blocks += blocks_of(entry.as_ref());
+        state.ahead.insert(number, entry);
+        loop {
+            let next = state.next;
+            let Some(entry) = state.ahead.remove(&next) else { break };
+            state.next += 1;
+            state.ahead_blocks -= blocks_of(entry.as_ref());
+            if let Some(entry) = entry {
+                state.builder.push(entry);
+            }
+            if state.builder.is_full() {
+                self.close(&mut state)?;
+            }
+        }
+        drop(state);
+        self.wake();
+        Ok(())
+    }
+
+    pub(super) fn wake(&self) {
+        self.moved.notify_all();
+    }
+
+    fn close(&self, state: &mut State) -> Result<()> {
+        let builder = std::mem::take(&mut state.builder);
+        let number = state.first_segment + state.segments;
+        state.segments += 1;
+        self.shared.close_segment(&builder, number)
+    }
+
+    /// Lists the rest; returns the number of segments.
+    pub(super) fn finish(self) -> Result<u32> {
+        let mut state = self.state();
+        if !state.builder.is_empty() {
+            self.close(&mut state)?;
+        }
+        Ok(state.segments)
+    }
+}
