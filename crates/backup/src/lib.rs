@@ -11,6 +11,7 @@ mod restore;
 mod seal;
 mod source;
 mod store;
+mod wal;
 mod write;
 mod writer;
 
@@ -22,5 +23,6 @@ pub use repository::{Identity, Repository};
 pub use restore::{RestoreOptions, Restored};
 pub use source::{CONTROL_FILE, Source, SourceWhat, list};
 pub use store::{Append, Folder, Listed, Store};
+pub use wal::{Fetched, Piece, SegmentName, WalList, WalWriter, segment_name};
 pub use write::{BLOCK_BYTES, Options, Writing};
 pub use writer::{LEASE, Writer};
