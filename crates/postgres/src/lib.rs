@@ -13,6 +13,7 @@
 //! PostgreSQL refuses to run as root.
 
 mod adopt;
+mod base_backup;
 mod clone;
 mod command;
 mod config;
@@ -43,6 +44,7 @@ mod tls;
 mod wal;
 
 pub use adopt::ServerFiles;
+pub use base_backup::{BackupBegun, BackupEnded};
 pub use clone::{CloneOptions, Progress};
 pub use config::Changed;
 pub use control::{ControlData, ControlState};

@@ -50,13 +50,8 @@ pub enum Streamed {
         /// It wants to hear from us at once.
         reply: bool,
     },
-    /// The timeline ends here, and another one goes on. A new [`Replication::start`] is due.
-    Ended {
-        /// The one that goes on.
-        next: Timeline,
-        /// From here.
-        at: Lsn,
-    },
+    /// The timeline ends here, and another one goes on: [`Replication::ended`] says which.
+    Ended,
 }
 
 /// A replication connection. After an error it is of no more use.
@@ -131,7 +126,7 @@ impl Replication {
             return Ok(None);
         }
         let rows = self.rest_of_answer(Some(first)).await?;
-        self.ended(&rows).map(Some)
+        self.end_of_timeline(&rows).map(Some)
     }
 
     /// What comes next. Safe to drop and call again.
@@ -144,18 +139,21 @@ impl Replication {
                         return Ok(streamed);
                     }
                 }
-                Backend::CopyDone => {
-                    let mut done = Vec::new();
-                    write::copy_done(&mut done);
-                    self.write(&done).await?;
-                    let rows = self.rest_of_answer(None).await?;
-                    let (next, at) = self.ended(&rows)?;
-                    return Ok(Streamed::Ended { next, at });
-                }
+                Backend::CopyDone => return Ok(Streamed::Ended),
                 Backend::ErrorResponse(fields) => return Err(refused(&fields)),
                 _ => {}
             }
         }
+    }
+
+    /// After [`Streamed::Ended`]: the timeline that goes on, and from where. Then a new
+    /// [`Replication::start`] is due.
+    pub async fn ended(&mut self) -> Result<(Timeline, Lsn)> {
+        let mut done = Vec::new();
+        write::copy_done(&mut done);
+        self.write(&done).await?;
+        let rows = self.rest_of_answer(None).await?;
+        self.end_of_timeline(&rows)
     }
 
     /// Is there more, already received?
@@ -203,7 +201,7 @@ impl Replication {
         }
     }
 
-    fn ended(&self, rows: &[Columns]) -> Result<(Timeline, Lsn)> {
+    fn end_of_timeline(&self, rows: &[Columns]) -> Result<(Timeline, Lsn)> {
         let column = |n: usize| rows.first().and_then(|r| r.get(n)?.as_deref());
         let next = column(0).and_then(|c| c.parse().ok()).map(Timeline);
         let at = column(1).and_then(|c| c.parse().ok());

@@ -1,0 +1,155 @@
+//! Which backup and which WAL lead to a moment. Pure, but for reading what there is.
+
+use crate::{Error, Result};
+use sempre_backup::{Backup, Repository, SegmentName, WalList};
+use sempre_model::{Lsn, Timeline};
+use sempre_postgres::History;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What a restore is to come to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Goal {
+    /// All there is.
+    Latest,
+    /// The end of the base backup: the first moment it can bring back.
+    Backup,
+    /// A moment, ms since 1970: what was committed after it is left out.
+    Time(u64),
+    /// A position.
+    Lsn(Lsn),
+    /// A restore point made with `pg_create_restore_point`.
+    Name(String),
+    /// A transaction, with it.
+    Transaction(u64),
+    /// A transaction, without it.
+    BeforeTransaction(u64),
+}
+
+/// What WAL a repository has, put in relation.
+#[derive(Clone, Debug, Default)]
+pub struct Coverage {
+    pub(crate) segment_bytes: u64,
+    pub(crate) list: WalList,
+    /// The ends of segments that are not whole.
+    pub(crate) ends: BTreeMap<SegmentName, Lsn>,
+    pub(crate) histories: BTreeMap<Timeline, History>,
+}
+
+impl Coverage {
+    /// Reads what there is.
+    pub async fn read(repository: &Repository, segment_bytes: u64) -> Result<Self> {
+        let list = repository.list_wal().await?;
+        let mut ends = BTreeMap::new();
+        for name in &list.open {
+            if let Some(fetched) = repository.fetch_segment(*name, segment_bytes).await? {
+                ends.insert(*name, fetched.end);
+            }
+        }
+        let mut histories = BTreeMap::from([(Timeline(1), History::first())]);
+        for timeline in &list.histories {
+            if let Some(text) = repository.fetch_history(*timeline).await? {
+                histories.insert(*timeline, History::parse(*timeline, &text)?);
+            }
+        }
+        Ok(Self { segment_bytes, list, ends, histories })
+    }
+
+    /// The last position of this timeline that is kept, however it got there.
+    fn last(&self, timeline: Timeline) -> Option<Lsn> {
+        let whole = self.list.whole.get(&timeline).and_then(|w| w.last_key_value());
+        let whole = whole.map(|(number, _)| Lsn((number + 1) * self.segment_bytes));
+        let open = self.ends.iter().filter(|(name, _)| name.timeline == timeline);
+        whole.into_iter().chain(open.map(|(_, end)| *end)).max()
+    }
+
+    /// The end of what is kept of a server with this history, and its timeline there.
+    pub(crate) fn end_along(&self, history: &History) -> Option<(Timeline, Lsn)> {
+        let ancestors = history.ancestors.iter().rev().map(|(timeline, _)| *timeline);
+        std::iter::once(history.timeline).chain(ancestors).find_map(|timeline| {
+            let last = self.last(timeline)?;
+            // What it has beyond the fork belongs to nobody that goes on.
+            Some((timeline, last.min(history.end_of(timeline)?)))
+        })
+    }
+
+    /// How far the WAL goes without a gap from `from` on, following this history.
+    pub fn reach(&self, from: Lsn, history: &History) -> Lsn {
+        let mut at = from;
+        loop {
+            let number = at.0 / self.segment_bytes;
+            // The newest timeline of the history that has begun there holds the segment; an older
+            // one may have its beginning.
+            let end = history
+                .ancestors
+                .iter()
+                .map(|(timeline, _)| *timeline)
+                .chain([history.timeline])
+                .filter_map(|timeline| {
+                    let name = SegmentName { timeline, number };
+                    let whole = self.list.whole.get(&timeline);
+                    let end = match whole.is_some_and(|whole| whole.contains_key(&number)) {
+                        true => Lsn((number + 1) * self.segment_bytes),
+                        false => *self.ends.get(&name)?,
+                    };
+                    Some(end.min(history.end_of(timeline)?))
+                })
+                .max();
+            match end {
+                Some(end) if end > at => at = end,
+                _ => return at,
+            }
+        }
+    }
+
+    /// The history of the newest timeline there is that came from `timeline` at or after `from`.
+    pub fn newest_from(&self, timeline: Timeline, from: Lsn) -> History {
+        let newest = self.histories.values().rev().find(|history| {
+            history.timeline == timeline
+                || history.ancestors.iter().any(|(t, end)| *t == timeline && *end >= from)
+        });
+        newest.cloned().unwrap_or(History { timeline, ancestors: Vec::new() })
+    }
+}
+
+/// Chooses the backup that is nearest before the goal, and whose WAL leads there; says why if
+/// there is none. `backups` are by the time they began.
+pub fn choose<'a>(backups: &'a [Backup], coverage: &Coverage, goal: &Goal) -> Result<&'a Backup> {
+    let fits = |backup: &&Backup| match goal {
+        Goal::Time(at) => backup.ended_unix_ms <= *at,
+        Goal::Lsn(at) => backup.stop <= *at,
+        _ => true,
+    };
+    let Some(backup) = backups.iter().rev().find(fits) else {
+        return Err(Error::Unreachable(match backups.first() {
+            None => "there is no backup yet: make one with `sempre backup run`".to_owned(),
+            Some(first) => format!(
+                "that is before the first backup: what can be restored begins at {} ({})",
+                show_time(first.ended_unix_ms),
+                first.stop
+            ),
+        }));
+    };
+    let history = coverage.newest_from(backup.timeline, backup.start);
+    let reach = coverage.reach(backup.start, &history);
+    let needed = match goal {
+        Goal::Lsn(at) => backup.stop.max(*at),
+        _ => backup.stop,
+    };
+    if reach < needed {
+        return Err(Error::Unreachable(format!(
+            "the WAL behind backup {} goes up to {reach} only, {needed} is needed: it has a gap, or was not archived",
+            backup.id
+        )));
+    }
+    Ok(backup)
+}
+
+pub(crate) fn show_time(unix_ms: u64) -> String {
+    let at = i128::from(unix_ms) * 1_000_000;
+    let at = time::OffsetDateTime::from_unix_timestamp_nanos(at);
+    let format =
+        time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
+    at.ok().and_then(|at| at.format(format).ok()).unwrap_or_else(|| format!("{unix_ms} ms"))
+}
