@@ -59,9 +59,8 @@ impl Rig {
                 slot: Some("archive".into()),
                 repository,
             };
-            if let Err(error) = archive.run(|archived| _ = tell.send(Some(archived))).await {
-                eprintln!("the archive ended: {error}");
-            }
+            let Err(error) = archive.run(|archived| _ = tell.send(Some(archived))).await;
+            eprintln!("the archive ended: {error}");
         });
         Keeping { task, archived }
     }
