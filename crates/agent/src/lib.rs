@@ -12,6 +12,7 @@
 //! * [`setup`]: `init` and `join`;
 //! * [`run`]: the daemon.
 
+mod backups;
 mod certificate;
 pub mod clock;
 pub mod config;

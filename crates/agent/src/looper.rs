@@ -9,6 +9,7 @@ mod upkeep;
 pub use shown::Shown;
 
 use crate::{
+    backups::BackupView,
     clock,
     executor::{Done, Executor, Job},
     hello::{Answer, Hello},
@@ -83,6 +84,8 @@ pub enum Event {
     LongestWritten(u64),
     /// Progress of a long job, in words.
     Busy(Option<String>),
+    /// What this member does for backups.
+    Backups(Box<BackupView>),
     /// The config file or the record asks for the configuration to be written again.
     Rewrite,
 }
@@ -221,6 +224,7 @@ impl Looper {
                 self.writing_longest = false;
                 self.state.voter.written(longest_ms);
             }
+            Event::Backups(view) => self.state.backups = *view,
             Event::Busy(busy) => self.state.busy = busy,
             Event::Rewrite => {
                 self.settings_change += 1;

@@ -2,6 +2,7 @@
 
 use crate::{
     Config,
+    backups::Keeper,
     certificate::{Renewal, certificate_addresses},
     clock,
     data_plane::DataPlane,
@@ -166,6 +167,11 @@ pub async fn run(
         let keeper = SlotKeeper::new(executor.clone(), consensus.clone(), shown, events);
         tasks.spawn(keeper.run());
     }
+    // The very binary that runs, even when its file was replaced by an upgrade.
+    let program = "/proc/self/exe".into();
+    let (to_loop, view) = (events_in.clone(), shown.clone());
+    let keeper = Keeper::new(executor.clone(), consensus.clone(), view, to_loop, program);
+    tasks.spawn(keeper.run());
     tracing::info!(member = %who.name, node = who.node, "running");
     let looper = Looper {
         state,

@@ -1,6 +1,7 @@
 //! What REST and routing ask of the agent.
 
 use crate::{
+    backups::Orders,
     clock,
     looper::{Event, Shown},
     majority,
@@ -10,8 +11,8 @@ use crate::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use sempre_api::{
-    Action, ActionError, AgentView, Backend, Code, PoolView, RaftView, Seen, Snapshot,
-    action::Done, apply_policy_changes, codes,
+    Action, ActionError, AgentView, Backend, BackupRequest, Code, PoolView, RaftView, Seen,
+    Snapshot, action::Done, apply_policy_changes, codes,
 };
 use sempre_consensus::{Consensus, ProposeError};
 use sempre_decide::{LeaderView, leader, restart::standbys_first, sync::fences_needed};
@@ -510,6 +511,11 @@ impl Backend for Service {
             }
             Action::IssueToken { ttl_seconds } => self.token(ttl_seconds).await,
         }
+    }
+
+    async fn backups(&self, request: BackupRequest) -> Result<serde_json::Value, ActionError> {
+        let orders = Orders { consensus: self.consensus.clone(), shown: self.shown.clone() };
+        orders.answer(request).await
     }
 
     async fn route(&self, after: u64, wait: Duration) -> serde_json::Value {

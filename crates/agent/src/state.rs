@@ -2,6 +2,7 @@
 //! applies them here.
 
 use crate::{
+    backups::BackupView,
     clock,
     hello::{Answer, Hello, Renewal},
     member_dir::{Applied, Who},
@@ -81,6 +82,8 @@ pub struct State {
     pub pending_restart: Vec<String>,
     pub hba_trouble: Option<String>,
     pub notes: Vec<String>,
+    /// What this member does for backups.
+    pub backups: BackupView,
     phase_key: (Generation, &'static str, Option<MemberId>),
 }
 
@@ -130,6 +133,7 @@ impl State {
             pending_restart: Vec::new(),
             hba_trouble: None,
             notes: Vec::new(),
+            backups: BackupView::default(),
             phase_key: key(&record),
             record,
         }
@@ -385,6 +389,8 @@ impl State {
                 .lease_until(now)
                 .map(|until| LeaseView { generation, remaining_ms: until.saturating_sub(now) }),
             heard,
+            archives: self.backups.archives.clone(),
+            backing_up: self.backups.backing_up.clone(),
             busy: self.busy.clone(),
             notes: self
                 .notes

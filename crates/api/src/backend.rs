@@ -2,6 +2,7 @@
 
 use crate::{
     action::{Action, Done},
+    backup::BackupRequest,
     codes::ActionError,
     snapshot::{PoolView, Snapshot},
 };
@@ -20,6 +21,9 @@ pub trait Backend: Send + Sync + 'static {
     /// not in the record, done. It may be called on any member: the agent passes it on to
     /// whoever can do it.
     async fn act(&self, action: Action) -> Result<Done, ActionError>;
+
+    /// Answers what is asked about backups, or has it done.
+    async fn backups(&self, request: BackupRequest) -> Result<serde_json::Value, ActionError>;
 
     /// The routing table, once it is newer than `after`, or after `wait` as it is.
     async fn route(&self, after: u64, wait: Duration) -> serde_json::Value;

@@ -1,6 +1,7 @@
 //! What a member says of itself and of those it hears, with each heartbeat.
 
 use crate::{
+    backup::{ArchiveView, BackupProgress},
     ids::{Generation, Lsn, MemberId, NodeId, Timeline},
     record::{Fenced, SyncSet},
 };
@@ -186,6 +187,12 @@ pub struct Observation {
     pub lease: Option<LeaseView>,
     /// Whom it hears, by path.
     pub heard: BTreeMap<MemberId, Vec<PathView>>,
+    /// WAL that it keeps in repositories, by repository.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub archives: BTreeMap<String, ArchiveView>,
+    /// Base backups that it is making, by repository.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub backing_up: BTreeMap<String, BackupProgress>,
     /// What it is busy with, in words (cloning, rewinding, ...).
     pub busy: Option<String>,
     /// Database + agent trouble, in words, for `status`.
@@ -217,6 +224,8 @@ impl Observation {
             hand_over_ready: false,
             lease: None,
             heard: BTreeMap::new(),
+            archives: BTreeMap::new(),
+            backing_up: BTreeMap::new(),
             busy: None,
             notes: Vec::new(),
             at_unix_ms: 0,

@@ -2,8 +2,9 @@
 
 use crate::{Error, Result, choose::Coverage, clock::unix_ms};
 use sempre_backup::{Repository, WalWriter};
-use sempre_model::{Lsn, Timeline};
+use sempre_model::{Lsn, Timeline, backup::ArchiveView};
 use sempre_postgres::{History, Instance, Replication, Streamed, Upstream};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -17,7 +18,7 @@ const BATCH_BYTES: u64 = 4 << 20;
 const WAL_REMOVED: &str = "58P01";
 
 /// Whom the WAL comes from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Serialize, Deserialize)]
 pub enum Feed {
     /// The server of this instance, over its private socket, with the password of role `sempre`.
     Local(String),
@@ -39,22 +40,9 @@ pub struct Archive<'a> {
     pub repository: Repository,
 }
 
-/// How far the WAL is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Archived {
-    /// On this timeline.
-    pub timeline: Timeline,
-    /// Durable up to here.
-    pub flushed: Lsn,
-    /// The server's end, as last heard.
-    pub server: Lsn,
-    /// Where WAL is missing before, if it was not kept for us.
-    pub gap: Option<(Lsn, Lsn)>,
-}
-
 impl Archive<'_> {
     /// Keeps on until something fails; tells `told` how far it is, after each flush.
-    pub async fn run(&self, mut told: impl FnMut(Archived)) -> Result<std::convert::Infallible> {
+    pub async fn run(&self, mut told: impl FnMut(ArchiveView)) -> Result<std::convert::Infallible> {
         let mut link = match &self.feed {
             Feed::Local(password) => self.instance.replication(password, &self.name).await?,
             Feed::Remote(upstream) => {
@@ -78,7 +66,14 @@ impl Archive<'_> {
                 }
                 (timeline, end)
             }
-            None => (server.timeline, server.flushed),
+            // As far back as there is: a base backup may begin at the last checkpoint.
+            None => {
+                let kept = match &self.slot {
+                    Some(slot) => link.slot_start(slot).await?,
+                    None => None,
+                };
+                (server.timeline, kept.unwrap_or(server.flushed))
+            }
         };
         let mut server_end = server.flushed;
         loop {
@@ -104,7 +99,7 @@ impl Archive<'_> {
                         WalWriter::new(self.repository.clone(), timeline, start, segment_bytes)?;
                     let mut told = |writer: &WalWriter, server: Lsn| {
                         let flushed = writer.flushed();
-                        told(Archived { timeline, flushed, server: server.max(flushed), gap });
+                        told(ArchiveView { timeline, flushed, server: server.max(flushed), gap });
                     };
                     // What an earlier connection has reported stays true meanwhile.
                     self.stream(&mut link, &mut writer, at, &mut server_end, &mut told).await?
@@ -137,7 +132,7 @@ impl Archive<'_> {
                             after: SILENCE,
                         }.into());
                     }
-                    link.report(writer.flushed().max(known), unix_ms()).await?;
+                    link.report(writer.flushed().max(known), unix_ms(), true).await?;
                     told(writer, *server_end);
                     continue;
                 }
@@ -152,13 +147,13 @@ impl Archive<'_> {
                         continue;
                     }
                     writer.flush().await?;
-                    link.report(writer.flushed().max(known), unix_ms()).await?;
+                    link.report(writer.flushed().max(known), unix_ms(), false).await?;
                     told(writer, *server_end);
                 }
                 Streamed::Alive { end, reply } => {
                     *server_end = (*server_end).max(end);
                     if reply {
-                        link.report(writer.flushed().max(known), unix_ms()).await?;
+                        link.report(writer.flushed().max(known), unix_ms(), false).await?;
                     }
                 }
                 Streamed::Ended => {

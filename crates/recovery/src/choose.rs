@@ -103,6 +103,19 @@ impl Coverage {
         }
     }
 
+    /// How far the WAL behind a backup goes without a gap.
+    pub fn reach_of(&self, backup: &Backup) -> Lsn {
+        self.reach(backup.start, &self.newest_from(backup.timeline, backup.start))
+    }
+
+    /// When WAL at a position was stored, ms since 1970; none while its segment grows.
+    fn stored_at(&self, lsn: Lsn, history: &History) -> Option<u64> {
+        let number = lsn.0.saturating_sub(1) / self.segment_bytes;
+        let ancestors = history.ancestors.iter().map(|(timeline, _)| *timeline);
+        let timelines = ancestors.chain([history.timeline]);
+        timelines.filter_map(|t| self.list.whole.get(&t)?.get(&number).copied()).max()
+    }
+
     /// The history of the newest timeline there is that came from `timeline` at or after `from`.
     pub fn newest_from(&self, timeline: Timeline, from: Lsn) -> History {
         let newest = self.histories.values().rev().find(|history| {
@@ -111,6 +124,46 @@ impl Coverage {
         });
         newest.cloned().unwrap_or(History { timeline, ancestors: Vec::new() })
     }
+}
+
+/// A time that can be restored to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// From here, ms since 1970.
+    pub from_unix_ms: u64,
+    /// To here, ms since 1970.
+    pub to_unix_ms: u64,
+    /// It goes on growing.
+    pub open: bool,
+}
+
+/// What can be restored to, with the gaps between. A window ends where WAL is missing, as exactly
+/// as the time is known at which its last segment was stored.
+pub fn windows(backups: &[Backup], coverage: &Coverage, now_unix_ms: u64) -> Vec<Window> {
+    let mut windows: Vec<Window> = Vec::new();
+    let newest = backups.iter().map(|backup| coverage.reach_of(backup)).max();
+    for backup in backups {
+        let history = coverage.newest_from(backup.timeline, backup.start);
+        let reach = coverage.reach(backup.start, &history);
+        if reach < backup.stop {
+            continue;
+        }
+        let open = newest == Some(reach);
+        let to_unix_ms = match open {
+            true => now_unix_ms,
+            false => coverage.stored_at(reach, &history).unwrap_or(backup.ended_unix_ms),
+        };
+        let from_unix_ms = backup.ended_unix_ms;
+        let window = Window { from_unix_ms, to_unix_ms: to_unix_ms.max(from_unix_ms), open };
+        match windows.last_mut() {
+            Some(last) if last.to_unix_ms >= window.from_unix_ms => {
+                last.to_unix_ms = last.to_unix_ms.max(window.to_unix_ms);
+                last.open |= window.open;
+            }
+            _ => windows.push(window),
+        }
+    }
+    windows
 }
 
 /// Chooses the backup that is nearest before the goal, and whose WAL leads there; says why if

@@ -2,32 +2,19 @@
 
 use crate::Result;
 use sempre_backup::{Folder, Repository, Secret, Store};
+use sempre_model::backup::{BackupKey, StoreAt};
 use serde::{Deserialize, Serialize};
-use std::{path::PathBuf, sync::Arc};
-
-/// Where a repository's objects are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StoreAt {
-    /// In a folder.
-    Folder(PathBuf),
-}
+use std::sync::Arc;
 
 /// A repository, and what opens it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// Its name.
     pub name: String,
     /// Where it is.
     pub store: StoreAt,
-    /// The backup key, as text. Never shown.
-    pub key: String,
-}
-
-impl std::fmt::Debug for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Place({} in {:?})", self.name, self.store)
-    }
+    /// What opens it.
+    pub key: BackupKey,
 }
 
 impl Place {
@@ -40,6 +27,6 @@ impl Place {
 
     /// Opens it.
     pub async fn open(&self) -> Result<Repository> {
-        Ok(Repository::open(self.store(), &Secret::from_text(&self.key)?).await?)
+        Ok(Repository::open(self.store(), &Secret::from_text(&self.key.0)?).await?)
     }
 }

@@ -6,7 +6,10 @@ use anyhow::{Context, Result, bail};
 use sempre_api::{Code, codes};
 use sempre_decide::member::{DataDir, Step};
 use sempre_guard::StopMode;
-use sempre_model::{Generation, Lsn, MemberId, SyncSet, Timeline, command::Change, record::Fenced};
+use sempre_model::{
+    Generation, Lsn, MemberId, SyncSet, Timeline, backup::archiver_of, command::Change,
+    record::Fenced,
+};
 use sempre_postgres::{CloneOptions, ServerRole, Session};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -232,10 +235,13 @@ impl JobContext {
         Ok(Done { settings_written: Some(self.settings_change), ..self.done() })
     }
 
-    /// Every other member with a database: each needs a slot here, whoever is primary.
+    /// Every other member with a database, and whoever keeps WAL in a repository: each needs a slot
+    /// here, whoever is primary.
     fn others(&self) -> BTreeSet<MemberId> {
         let me = &self.instance().me;
-        self.record.data_members().map(|m| m.name.clone()).filter(|m| m != me).collect()
+        let members = self.record.data_members().map(|m| m.name.clone()).filter(|m| m != me);
+        let repositories = self.record.backups.repositories.keys();
+        members.chain(repositories.filter_map(|name| archiver_of(name).ok())).collect()
     }
 
     /// Slots for everyone, none of them holding back WAL that its member has; what waits for a

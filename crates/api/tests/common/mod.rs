@@ -3,7 +3,8 @@
 #![allow(dead_code)] // Each test binary uses a part of it.
 
 use sempre_api::{
-    Action, AgentView, Backend, Done, PoolView, RaftView, RouteCounters, Seen, Snapshot,
+    Action, AgentView, Backend, BackupRequest, Done, PoolView, RaftView, RouteCounters, Seen,
+    Snapshot,
     codes::{self, ActionError},
 };
 use sempre_model::{
@@ -261,6 +262,10 @@ impl Backend for FakeAgent {
 
     fn pools(&self) -> Vec<PoolView> {
         Vec::new()
+    }
+
+    async fn backups(&self, request: BackupRequest) -> Result<serde_json::Value, ActionError> {
+        Ok(serde_json::to_value(request).unwrap())
     }
 
     async fn act(&self, action: Action) -> Result<Done, ActionError> {

@@ -1,7 +1,10 @@
 //! Logging in as a standby does: by TLS where the server has it, with a password by SCRAM.
 
 use super::{READ_BYTES, Replication, refused};
-use crate::{ADMIN_ROLE, Error, Instance, REPLICATION_ROLE, Result, Upstream, tls::Connector};
+use crate::{
+    ADMIN_ROLE, Error, Instance, REPLICATION_ROLE, Result, Upstream, roles::DATABASE,
+    tls::Connector,
+};
 use bytes::BytesMut;
 use postgres_protocol::authentication::sasl::{
     ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
@@ -120,9 +123,11 @@ async fn log_in(
 impl Replication {
     async fn log_in(&mut self, who: &Who<'_>, end_point: Option<Vec<u8>>) -> Result<()> {
         let mut out = Vec::new();
-        let parameters: [(&[u8], &[u8]); 3] = [
+        // With a database, such a connection takes ordinary questions, too.
+        let parameters: [(&[u8], &[u8]); 4] = [
             (b"user", who.role.as_bytes()),
-            (b"replication", b"true"),
+            (b"database", DATABASE.as_bytes()),
+            (b"replication", b"database"),
             (b"application_name", who.name.as_bytes()),
         ];
         write::startup(&mut out, 0, parameters);

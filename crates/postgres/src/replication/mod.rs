@@ -105,6 +105,16 @@ impl Replication {
         }
     }
 
+    /// From where a slot keeps WAL; none: there is no such slot, or it keeps none.
+    pub async fn slot_start(&mut self, slot: &str) -> Result<Option<Lsn>> {
+        let question = format!(
+            "SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = '{}'",
+            slot.replace('\'', "''")
+        );
+        let rows = self.command(&question).await?;
+        Ok(rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok()))
+    }
+
     /// The text of a timeline's `.history` file.
     pub async fn history(&mut self, timeline: Timeline) -> Result<String> {
         let rows = self.command(&format!("TIMELINE_HISTORY {timeline}")).await?;
@@ -162,8 +172,8 @@ impl Replication {
     }
 
     /// Says how far the WAL is safe here: the server may forget what is older, and commits that
-    /// wait for us go on.
-    pub async fn report(&mut self, flushed: Lsn, now_unix_ms: u64) -> Result<()> {
+    /// wait for us go on. It says at once that it is alive, if that is wished.
+    pub async fn report(&mut self, flushed: Lsn, now_unix_ms: u64, reply: bool) -> Result<()> {
         let mut status = BytesMut::with_capacity(34);
         status.put_u8(b'r');
         // Written, flushed and applied are the same here.
@@ -172,7 +182,7 @@ impl Replication {
         }
         let now_us = i64::try_from(now_unix_ms).unwrap_or(0).saturating_mul(1000);
         status.put_i64(now_us.saturating_sub(EPOCH_US));
-        status.put_u8(0);
+        status.put_u8(u8::from(reply));
         let mut message = Vec::with_capacity(40);
         write::copy_data(&mut message, &status);
         self.write(&message).await

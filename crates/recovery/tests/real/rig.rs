@@ -3,9 +3,9 @@
 use crate::servers::{Server, folder, secrets};
 use anyhow::{Context, Result};
 use sempre_backup::{Backup, Folder, Identity, Options, Repository, RestoreOptions, Secret};
-use sempre_model::Lsn;
+use sempre_model::{Lsn, backup::ArchiveView};
 use sempre_postgres::Session;
-use sempre_recovery::{Archive, Archived, BaseBackup, Feed, Goal, Recovered, Restore, back_up};
+use sempre_recovery::{Archive, BaseBackup, Feed, Goal, Recovered, Restore, back_up};
 use std::{sync::Arc, time::Duration};
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle};
@@ -18,7 +18,7 @@ pub struct Rig {
 /// WAL that is being kept, until this is dropped.
 pub struct Keeping {
     task: JoinHandle<()>,
-    archived: watch::Receiver<Option<Archived>>,
+    archived: watch::Receiver<Option<ArchiveView>>,
 }
 
 impl Drop for Keeping {
@@ -29,7 +29,7 @@ impl Drop for Keeping {
 
 impl Keeping {
     /// Waits until WAL is kept up to here.
-    pub async fn until(&mut self, lsn: Lsn) -> Result<Archived> {
+    pub async fn until(&mut self, lsn: Lsn) -> Result<ArchiveView> {
         let reached = self.archived.wait_for(|a| a.is_some_and(|a| a.flushed >= lsn));
         let reached = tokio::time::timeout(Duration::from_secs(30), reached).await;
         Ok(reached.context("it is not archived")?.context("the archive ended")?.unwrap())
