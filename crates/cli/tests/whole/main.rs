@@ -6,6 +6,7 @@ mod common;
 
 mod adoption;
 mod alone;
+mod backups;
 mod beside;
 mod care;
 mod certificates;
