@@ -38,5 +38,6 @@ mod service;
 pub mod setup;
 mod state;
 mod vouching;
+mod warmth;
 
 pub use config::Config;
