@@ -39,5 +39,6 @@ mod service;
 pub mod setup;
 mod state;
 mod vouching;
+mod warmth;
 
 pub use config::Config;

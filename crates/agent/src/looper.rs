@@ -15,6 +15,7 @@ use crate::{
     hello::{Answer, Hello},
     membership, routing,
     state::{Report, State},
+    warmth::Warmth,
 };
 use sempre_api::codes;
 use sempre_consensus::Consensus;
@@ -128,6 +129,7 @@ pub struct Looper {
     pub settings_change: u64,
     pub reconnecting: bool,
     pub table_key: Option<Table>,
+    pub warmth: Warmth,
 }
 
 impl Looper {
@@ -417,6 +419,7 @@ impl Looper {
     fn act(&mut self) {
         let now = clock::now_ms();
         self.acted = now;
+        self.warm_up(now);
         if self.news && now >= self.last_beat + NEWS_PAUSE_MS {
             self.beat();
         }
@@ -426,6 +429,16 @@ impl Looper {
         self.step(now);
         self.lead(now);
         self.show(now);
+    }
+
+    /// Looks how the warm-up before a switchover goes.
+    fn warm_up(&mut self, now: Millis) {
+        let voters = self.state.voters();
+        let warming = self.warmth.look(&self.state, &voters, now);
+        if warming != self.state.warming {
+            self.news = true;
+            self.state.warming = warming;
+        }
     }
 
     /// A newer generation is promised as soon as it is known: durably first, then in effect.

@@ -18,6 +18,7 @@ use crate::{
     rest_tls, route_style,
     service::{PeerVerifier, Service},
     state::State,
+    warmth::{Followers, Warmth},
 };
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -112,6 +113,7 @@ pub async fn run(
     let (shown_in, shown) = watch::channel(Arc::new(Shown::empty(&state)));
     let _ = handler.shown.set(shown.clone());
     let (table_in, table) = watch::channel(Arc::new(Table::default()));
+    let followers = Followers::default();
     let service = Arc::new(Service {
         consensus: consensus.clone(),
         shown: shown.clone(),
@@ -119,6 +121,7 @@ pub async fn run(
         identity: identity.clone(),
         events: events_in.clone(),
         routers: Mutex::new(Vec::new()),
+        followers: followers.clone(),
         instance: (config.kind == MemberKind::Data).then(|| executor.instance.clone()),
     });
     let transport_of_rest = rest_tls::transport(&config.rest, identity.clone())?;
@@ -198,6 +201,7 @@ pub async fn run(
         settings_change: 0,
         reconnecting: false,
         table_key: None,
+        warmth: Warmth::new(&routers, followers),
     };
     let looping = tokio::spawn(looper.run(events, stop.clone()));
     let manager = Arc::new(Manager::from_env());

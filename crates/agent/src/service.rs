@@ -7,6 +7,7 @@ use crate::{
     majority,
     peers::{VERIFY, holds},
     route_view,
+    warmth::Followers,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -43,6 +44,8 @@ pub struct Service {
     pub identity: Arc<Identity>,
     pub events: mpsc::Sender<Event>,
     pub routers: Mutex<Vec<Arc<Router>>>,
+    /// Routers beside applications.
+    pub followers: Followers,
     /// PostgreSQL's programs here, to ask them; none on a witness.
     pub instance: Option<Instance>,
 }
@@ -518,7 +521,10 @@ impl Backend for Service {
         orders.answer(request).await
     }
 
-    async fn route(&self, after: u64, wait: Duration) -> serde_json::Value {
+    async fn route(&self, after: u64, wait: Duration, warming: bool) -> serde_json::Value {
+        if warming {
+            self.followers.warming();
+        }
         let mut table = self.table.clone();
         if after != 0 {
             let newer = table.wait_for(|t| t.version != after);

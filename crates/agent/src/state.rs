@@ -6,6 +6,7 @@ use crate::{
     clock,
     hello::{Answer, Hello, Renewal},
     member_dir::{Applied, Who},
+    warmth::Warming,
 };
 use sempre_consensus::Standing;
 use sempre_decide::{
@@ -78,6 +79,8 @@ pub struct State {
     pub not_streaming_since: Option<Millis>,
     pub fenced: Option<Fenced>,
     pub hand_over_ready: bool,
+    /// The warm-up before a switchover.
+    pub warming: Warming,
     pub settings_differ: bool,
     pub pending_restart: Vec<String>,
     pub hba_trouble: Option<String>,
@@ -129,6 +132,7 @@ impl State {
             not_streaming_since: None,
             fenced: None,
             hand_over_ready: false,
+            warming: Warming::default(),
             settings_differ: false,
             pending_restart: Vec::new(),
             hba_trouble: None,
@@ -385,6 +389,7 @@ impl State {
             old_grant_ms: self.voter.old_grant_ms(now),
             grant_ms: self.voter.grant_ms(generation, now),
             hand_over_ready: self.hand_over_ready,
+            warming: self.warming.at_it,
             lease: self
                 .lease_until(now)
                 .map(|until| LeaseView { generation, remaining_ms: until.saturating_sub(now) }),

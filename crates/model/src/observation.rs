@@ -183,6 +183,10 @@ pub struct Observation {
     /// Primary: it has done its checkpoint, so that a hand-over will be quick.
     #[serde(default)]
     pub hand_over_ready: bool,
+    /// Its routing, or one beside an application that it knows of, still logs sessions in to the
+    /// target of a switchover.
+    #[serde(default)]
+    pub warming: bool,
     /// The lease it holds.
     pub lease: Option<LeaseView>,
     /// Whom it hears, by path.
@@ -222,6 +226,7 @@ impl Observation {
             old_grant_ms: 0,
             grant_ms: 0,
             hand_over_ready: false,
+            warming: false,
             lease: None,
             heard: BTreeMap::new(),
             archives: BTreeMap::new(),

@@ -344,7 +344,7 @@ impl Backend for FakeAgent {
         }
     }
 
-    async fn route(&self, after: u64, wait: Duration) -> serde_json::Value {
+    async fn route(&self, after: u64, wait: Duration, _: bool) -> serde_json::Value {
         serde_json::json!({"after": after, "wait_ms": wait.as_millis() as u64})
     }
 

@@ -17,5 +17,6 @@ mod logical;
 mod measured;
 mod restarts;
 mod tags;
+mod warm;
 mod witness;
 mod zones;
