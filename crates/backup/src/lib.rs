@@ -1,5 +1,7 @@
 //! The backup repository: what is kept, in which form, and how it is brought back.
 
+mod catalog;
+mod collect;
 mod error;
 mod key;
 mod manifest;
@@ -14,6 +16,8 @@ mod store;
 mod write;
 mod writer;
 
+pub use catalog::Catalog;
+pub use collect::{Plan, Silent};
 pub use error::{Error, Result};
 pub use key::{Keys, Secret};
 pub use manifest::{Backup, Block, Entry, PackRef, Segment, Stamp, Stats, What};

@@ -1,114 +1,11 @@
 //! Directories of files, backed up into a folder and brought back.
 
+mod common;
+
 use anyhow::Result;
-use sempre_backup::{
-    Backup, Folder, Identity, Options, Progress, Repository, RestoreOptions, Secret, Stats, Writer,
-    Writing, list,
-};
-use sempre_model::{Lsn, MemberId, Timeline};
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
-
-struct Fixture {
-    dir: tempfile::TempDir,
-    repository: Repository,
-    key: Secret,
-    now: u64,
-}
-
-impl Fixture {
-    async fn new() -> Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let store = Arc::new(Folder::new(dir.path().join("repository")));
-        let key = Secret::random();
-        let identity = Identity::new("id", "main", 7, 1);
-        let repository = Repository::create(store, &key, identity).await?;
-        fs::create_dir_all(dir.path().join("data/base/5"))?;
-        Ok(Self { dir, repository, key, now: 1_700_000_000_000 })
-    }
-
-    fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
-    }
-
-    fn put(&self, path: &str, content: &[u8]) {
-        fs::write(self.data().join(path), content).unwrap();
-    }
-
-    async fn back_up(&mut self) -> Result<Backup> {
-        self.now += 3_600_000;
-        let writer = Writer::announce(&self.repository, self.now, true).await?;
-        let parent = writer.parent().map(|p| p.id.clone());
-        let mut writing = Writing::begin(writer, Options::default(), Arc::default());
-        let sorted_segments = writing.copy(list(&self.data())?).await?;
-        let (id, stats) = (writing.id().to_owned(), writing.stats());
-        let backup = Backup { sorted_segments, ..described(id, parent, self.now, stats) };
-        Ok(writing.publish(backup).await?)
-    }
-
-    async fn restore(&self, backup: &Backup, to: &str, delta: bool) -> Result<(PathBuf, u64)> {
-        let target = self.dir.path().join(to);
-        let options = RestoreOptions { delta, ..RestoreOptions::default() };
-        let done =
-            self.repository.restore_files(backup, &target, options, Arc::<Progress>::default());
-        Ok((target.clone(), done.await?.fetched_bytes))
-    }
-}
-
-fn described(id: String, parent: Option<String>, now: u64, stats: Stats) -> Backup {
-    Backup {
-        id,
-        parent,
-        member: MemberId::new("a").unwrap(),
-        from_standby: false,
-        version_num: 150_000,
-        began_unix_ms: now,
-        ended_unix_ms: now,
-        timeline: Timeline(1),
-        start: Lsn(1),
-        stop: Lsn(2),
-        wal_segment_bytes: 16 << 20,
-        label: String::new(),
-        tablespaces: Vec::new(),
-        block_bytes: sempre_backup::BLOCK_BYTES,
-        sorted_segments: 0,
-        late_segments: 0,
-        stats,
-    }
-}
-
-/// Every file and folder below `dir`.
-fn tree(dir: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
-    let mut found = BTreeMap::new();
-    let mut dirs = vec![dir.to_owned()];
-    while let Some(next) = dirs.pop() {
-        for entry in fs::read_dir(next).unwrap().flatten() {
-            let path = entry.path();
-            let content = path.is_file().then(|| fs::read(&path).unwrap());
-            if path.is_dir() {
-                dirs.push(path.clone());
-            }
-            found.insert(path.strip_prefix(dir).unwrap().to_owned(), content);
-        }
-    }
-    found
-}
-
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed | 1;
-    (0..bytes)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state as u8
-        })
-        .collect()
-}
+use common::{Fixture, noise, tree};
+use sempre_backup::{Repository, Secret};
+use std::fs;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_backed_up_comes_back_and_only_what_changed_is_stored_again() -> Result<()> {

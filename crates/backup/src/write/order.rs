@@ -114,6 +114,8 @@ impl Order {
     }
 
     pub(super) fn wake(&self) {
+        // Whoever is about to wait has the lock: it looks before this, or is woken by it.
+        drop(self.state());
         self.moved.notify_all();
     }
 
