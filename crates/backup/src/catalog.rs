@@ -3,9 +3,10 @@
 use crate::{
     Backup, Error, Repository, Result,
     manifest::Outcome,
-    names::{self, BACKUPS},
+    names::{self, BACKUPS, WRITERS},
+    seal::Kind,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The backups of a repository that were not forgotten.
 #[derive(Debug, Default)]
@@ -66,6 +67,53 @@ impl Repository {
         match (fitting.pop(), fitting.is_empty()) {
             (Some(backup), true) => Ok(backup),
             _ => Err(Error::NoBackup { wanted: wanted.to_owned(), there }),
+        }
+    }
+
+    pub(crate) async fn copy_description(&self, id: &str, outcome: &Outcome) -> Result<()> {
+        self.put(Kind::Backup, &names::published(id), outcome).await?;
+        self.store.barrier().await
+    }
+
+    /// Replaces descriptions of backups that are lost or damaged by their second copies, and the other
+    /// way round; returns the objects that were written.
+    pub async fn repair_descriptions(&self) -> Result<Vec<String>> {
+        let forgotten = self.forgotten().await?;
+        let mut ids = BTreeSet::new();
+        for (prefix, list) in
+            [(BACKUPS, self.store.list(BACKUPS).await?), (WRITERS, self.store.list(WRITERS).await?)]
+        {
+            ids.extend(list.iter().filter_map(|l| Some(names::owner(&l.key, prefix)?.to_owned())));
+        }
+        let mut written = Vec::new();
+        for id in ids.difference(&forgotten) {
+            let (name, copy) = (names::backup(id), names::published(id));
+            let (first, second) = (self.outcome_at(&name).await?, self.outcome_at(&copy).await?);
+            let (broken, whole) = match (first, second) {
+                (Some(first @ Outcome::Published(_)), None) => (copy, first),
+                (None, Some(second)) => (name.clone(), second),
+                _ => continue,
+            };
+            self.store.delete(&broken).await?;
+            self.put(Kind::Backup, &broken, &whole).await?;
+            // Was it being removed meanwhile? Then nothing of it may come back.
+            let is_there = self.outcome_at(&name).await?.is_some();
+            if !is_there || self.forgotten().await?.contains(id) {
+                self.store.delete(&broken).await?;
+            } else {
+                written.push(broken);
+            }
+        }
+        self.store.barrier().await?;
+        Ok(written)
+    }
+
+    /// None where it is missing or damaged.
+    async fn outcome_at(&self, name: &str) -> Result<Option<Outcome>> {
+        match self.get(Kind::Backup, name).await {
+            Ok(outcome) => Ok(Some(outcome)),
+            Err(Error::Missing { .. } | Error::Damaged { .. }) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }

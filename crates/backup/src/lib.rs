@@ -14,6 +14,7 @@ mod retention;
 mod seal;
 mod source;
 mod store;
+mod verify;
 mod write;
 mod writer;
 
@@ -28,5 +29,6 @@ pub use restore::{RestoreOptions, Restored};
 pub use retention::{Reason, Retention, Verdict, oldest_needed_wal};
 pub use source::{CONTROL_FILE, Source, SourceWhat, list};
 pub use store::{Append, Folder, Listed, Store};
+pub use verify::{Damage, Harm, Verified, VerifyOptions};
 pub use write::{BLOCK_BYTES, Options, Writing};
 pub use writer::{LEASE, Writer};

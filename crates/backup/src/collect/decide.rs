@@ -265,6 +265,7 @@ impl View {
     fn known_form<'a>(&self, listed: &'a Listed, prefix: &str) -> Option<&'a str> {
         let id = names::owner(&listed.key, prefix)?;
         let number = listed.key.strip_prefix(prefix)?.strip_prefix(id)?.strip_prefix('/')?;
-        number.bytes().all(|byte| byte.is_ascii_digit()).then_some(id)
+        let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+        (is_number || listed.key == names::published(id)).then_some(id)
     }
 }

@@ -100,6 +100,14 @@ impl Repository {
                 fate => drop(view.fates.insert(id.to_owned(), fate?)),
             }
         }
+        // Published once, and its description is lost: it is no writer that was silent.
+        for listed in &view.writers {
+            let Some(id) = names::owner(&listed.key, WRITERS) else { continue };
+            if listed.key == names::published(id) {
+                let why = format!("{} is missing: its backup was published", names::backup(id));
+                view.fates.entry(id.to_owned()).or_insert(Fate::Unreadable(why));
+            }
+        }
         let signs = view.writers.iter().filter_map(|l| names::owner(&l.key, WRITERS).zip(Some(l)));
         for (id, listed) in signs {
             // Each sign of life says the same.

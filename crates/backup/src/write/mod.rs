@@ -138,6 +138,10 @@ impl Writing {
             put => put?,
         }
         repository.store.barrier().await?;
+        // Without its description a whole backup is lost: there is a second one, for whoever repairs it.
+        if let Err(error) = repository.copy_description(&self.writer.id, &outcome).await {
+            tracing::warn!("backup {} has no second description: {error}", self.writer.id);
+        }
         Ok(backup)
     }
 }
