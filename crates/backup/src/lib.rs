@@ -28,7 +28,7 @@ pub use repository::{Identity, Repository};
 pub use restore::{RestoreOptions, Restored};
 pub use retention::{Reason, Retention, Verdict, oldest_needed_wal};
 pub use source::{CONTROL_FILE, Source, SourceWhat, list};
-pub use store::{Append, Folder, Listed, Store};
+pub use store::{Append, Folder, Listed, Patience, S3, S3Config, Store};
 pub use verify::{Damage, Harm, Verified, VerifyOptions};
 pub use write::{BLOCK_BYTES, Options, Writing};
 pub use writer::{LEASE, Writer};

@@ -2,8 +2,10 @@
 //! member, so that everything above is the same for each, and tests can let each call fail.
 
 mod folder;
+mod s3;
 
 pub use folder::Folder;
+pub use s3::{Patience, S3, S3Config};
 
 use crate::Result;
 use async_trait::async_trait;

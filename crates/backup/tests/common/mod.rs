@@ -1,12 +1,13 @@
 //! A repository on some store, a directory that is backed up into it, and what must come back.
 #![allow(dead_code)] // each test uses a part
 
+pub mod s3;
 pub mod wrapped;
 
 use anyhow::{Result, ensure};
 use sempre_backup::{
-    Backup, Folder, Identity, Options, Progress, Repository, RestoreOptions, Secret, Stats, Store,
-    Writer, Writing, list,
+    Backup, Folder, Identity, Options, Progress, Repository, RestoreOptions, S3, Secret, Stats,
+    Store, Writer, Writing, list,
 };
 use sempre_model::{Lsn, MemberId, Timeline};
 use std::{
@@ -37,6 +38,15 @@ impl Fixture {
         Self::on(dir, store).await
     }
 
+    /// On every kind of store, one after the other.
+    pub async fn on_each(test: impl AsyncFn(Self) -> Result<()>) -> Result<()> {
+        test(Self::new().await?).await?;
+        let dir = tempfile::tempdir()?;
+        let server = s3::Server::start(&dir.path().join("s3")).await?;
+        let store = Arc::new(S3::new(&server.config(), s3::HASTE)?);
+        test(Self::on(dir, store).await?).await
+    }
+
     pub async fn on(dir: tempfile::TempDir, store: Arc<dyn Store>) -> Result<Self> {
         let key = Secret::random();
         let identity = Identity::new("id", "main", 7, 1);
@@ -48,6 +58,12 @@ impl Fixture {
 
     pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// Where the store has its files.
+    pub fn stored(&self) -> PathBuf {
+        let folder = self.dir.path().join("repository");
+        if folder.exists() { folder } else { self.dir.path().join("s3") }
     }
 
     pub fn put(&self, path: &str, content: &[u8]) {
@@ -175,7 +191,7 @@ pub fn tree(dir: &Path) -> Tree {
 }
 
 pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed | 1;
+    let mut state = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..bytes)
         .map(|_| {
             state ^= state << 13;

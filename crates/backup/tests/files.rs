@@ -1,15 +1,18 @@
-//! Directories of files, backed up into a folder and brought back.
+//! Directories of files, backed up into each kind of store and brought back.
 
 mod common;
 
 use anyhow::Result;
 use common::{Fixture, noise, tree};
-use sempre_backup::{Repository, Secret};
+use sempre_backup::{Repository, Retention, Secret, VerifyOptions};
 use std::fs;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_backed_up_comes_back_and_only_what_changed_is_stored_again() -> Result<()> {
-    let mut fixture = Fixture::new().await?;
+    Fixture::on_each(comes_back).await
+}
+
+async fn comes_back(mut fixture: Fixture) -> Result<()> {
     let mut big = noise(1, 3_000_000);
     fixture.put("PG_VERSION", b"15\n");
     fixture.put("base/5/1", &big);
@@ -41,13 +44,16 @@ async fn what_was_backed_up_comes_back_and_only_what_changed_is_stored_again() -
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_opens_with_its_key_only() -> Result<()> {
-    let mut fixture = Fixture::new().await?;
+    Fixture::on_each(opens_with_its_key).await
+}
+
+async fn opens_with_its_key(mut fixture: Fixture) -> Result<()> {
     fixture.put("PG_VERSION", b"the secret of the house\n".repeat(1000).as_slice());
     let backup = fixture.back_up().await?;
     let store = fixture.repository.store.clone();
     let error = Repository::open(store.clone(), &Secret::random()).await.unwrap_err().to_string();
     assert!(error.contains("does not open"), "{error}");
-    for (path, content) in tree(&fixture.dir.path().join("repository")) {
+    for (path, content) in tree(&fixture.stored()) {
         let content = content.unwrap_or_default();
         assert!(!content.windows(6).any(|w| w == b"secret"), "{}", path.display());
     }
@@ -69,5 +75,29 @@ async fn a_repository_opens_with_its_key_only() -> Result<()> {
     }
     let error = fixture.repository.expect_cluster("other", 8).unwrap_err().to_string();
     assert!(error.contains("main") && error.contains("other"), "{error}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_is_whole_when_the_rest_has_gone() -> Result<()> {
+    Fixture::on_each(kept_is_whole).await
+}
+
+async fn kept_is_whole(mut fixture: Fixture) -> Result<()> {
+    fixture.put("base/5/1", &noise(1, 400_000));
+    for day in 0..5 {
+        fixture.put("base/5/2", &noise(day + 2, 300_000));
+        fixture.back_up().await?;
+    }
+    let repository = &fixture.repository;
+    let policy = Retention { last: 2, ..Retention::default() };
+    let plan = repository.plan_retention(&policy, fixture.now).await?;
+    assert_eq!(repository.apply_retention(&plan).await?.len(), 3);
+    let packs = fixture.keys("packs/").await?.len();
+    repository.collect(common::real_now()).await?;
+    assert!(fixture.keys("packs/").await?.len() < packs);
+    let found = repository.verify(None, VerifyOptions::default(), Default::default()).await?;
+    assert_eq!((found.backups, found.damages), (2, vec![]));
+    assert_eq!(fixture.check_all().await?.len(), 2);
     Ok(())
 }
