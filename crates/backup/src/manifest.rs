@@ -242,17 +242,21 @@ pub struct Segment {
 impl Repository {
     /// Reads a segment of a backup.
     pub async fn segment(&self, backup: &str, number: u32) -> Result<Segment> {
-        let name = names::segment(backup, number);
-        let object = self.store.get(&name).await?;
-        let content = seal::open(&self.keys, Kind::Segment, &name, &object)?;
+        self.segment_at(&names::segment(backup, number)).await
+    }
+
+    /// Reads the segment of this name.
+    pub(crate) async fn segment_at(&self, name: &str) -> Result<Segment> {
+        let object = self.store.get(name).await?;
+        let content = seal::open(&self.keys, Kind::Segment, name, &object)?;
         let stored: StoredSegment =
-            postcard::from_bytes(&content).map_err(|e| Error::damaged(&name, e))?;
+            postcard::from_bytes(&content).map_err(|e| Error::damaged(name, e))?;
         let packs = stored.packs;
         let block = |block| match block {
             StoredBlock::Zero => Ok(Block::Zero),
             StoredBlock::In { id, pack, offset, bytes } => {
                 let pack = packs.get(pack as usize).cloned();
-                let pack = pack.ok_or_else(|| Error::damaged(&name, "it names no such pack"))?;
+                let pack = pack.ok_or_else(|| Error::damaged(name, "it names no such pack"))?;
                 Ok(Block::Stored { id, pack, offset, bytes })
             }
         };

@@ -2,9 +2,10 @@
 
 use crate::{
     Error, Repository, Result,
-    names::{self, FORGOTTEN, HELD, MARKS},
+    names::{self, BACKUPS, FORGOTTEN, HELD, MARKS},
     seal::Kind,
 };
+use serde::Serialize;
 use std::collections::BTreeSet;
 
 impl Repository {
@@ -21,9 +22,13 @@ impl Repository {
         Ok(owners.filter_map(|l| names::owner(&l.key, MARKS).map(str::to_owned)).collect())
     }
 
-    /// Backups that are no longer to be had; what they alone use goes with the next sweep.
+    /// Backups that are no longer to be had; what they alone use goes with the next collection.
     pub(crate) async fn forgotten(&self) -> Result<BTreeSet<String>> {
-        self.marked(FORGOTTEN).await
+        let mut forgotten = self.marked(FORGOTTEN).await?;
+        // Both at once: the hold wins, here as in the collection.
+        let held = self.held().await?;
+        forgotten.retain(|id| !held.contains(id));
+        Ok(forgotten)
     }
 
     /// Backups under a legal hold.
@@ -34,33 +39,65 @@ impl Repository {
     /// Keeps a backup whatever retention says, until [`Repository::release`].
     pub async fn hold(&self, backup: &str, reason: &str) -> Result<()> {
         let backup = self.backup(backup).await?;
-        match self.put(Kind::Mark, &names::mark(&backup.id, HELD), &reason).await {
-            Err(Error::Exists { .. }) => {}
-            put => put?,
+        let is_new = self.mark(&backup.id, HELD, &reason).await?;
+        // A collection that began before this does not know of the hold: is it being forgotten, or
+        // gone already? (In this order: its mark is removed last.)
+        let id = &backup.id;
+        let is_going = self.marks(id).await?.iter().any(|mark| mark == FORGOTTEN);
+        if is_going || !self.store.list(BACKUPS).await?.iter().any(|l| l.key == names::backup(id)) {
+            if is_new {
+                self.release(id).await?;
+            }
+            return Err(Error::Refused(format!("backup {id} was forgotten meanwhile")));
         }
-        self.store.barrier().await
+        Ok(())
+    }
+
+    /// Sets a mark; says whether it is new.
+    async fn mark<T: Serialize>(&self, id: &str, what: &str, value: &T) -> Result<bool> {
+        let is_new = match self.put(Kind::Mark, &names::mark(id, what), value).await {
+            Err(Error::Exists { .. }) => false,
+            put => put.map(|()| true)?,
+        };
+        self.store.barrier().await?;
+        Ok(is_new)
     }
 
     /// Ends a hold.
     pub async fn release(&self, backup: &str) -> Result<()> {
-        let backup = self.backup(backup).await?;
-        self.store.delete(&names::mark(&backup.id, HELD)).await?;
+        let id = self.known(backup, HELD).await?;
+        self.store.delete(&names::mark(&id, HELD)).await?;
         self.store.barrier().await
     }
 
-    /// Forgets a backup. Refused while it is held.
+    /// Forgets a backup, even one whose description cannot be read. Refused while it is held.
     pub async fn forget(&self, backup: &str) -> Result<()> {
-        let backup = self.backup(backup).await?;
-        if self.held().await?.contains(&backup.id) {
-            let id = &backup.id;
-            return Err(Error::Refused(format!(
+        let id = self.known(backup, FORGOTTEN).await?;
+        let refused = || {
+            Err(Error::Refused(format!(
                 "backup {id} is under a hold: end it first (`sempre backup hold {id} --release`)"
-            )));
+            )))
+        };
+        if self.held().await?.contains(&id) {
+            return refused();
         }
-        match self.put(Kind::Mark, &names::mark(&backup.id, FORGOTTEN), &()).await {
-            Err(Error::Exists { .. }) => {}
-            put => put?,
+        self.mark(&id, FORGOTTEN, &()).await?;
+        // A hold set meanwhile counts, and keeps the collection from what it would have removed.
+        if self.held().await?.contains(&id) {
+            self.store.delete(&names::mark(&id, FORGOTTEN)).await?;
+            self.store.barrier().await?;
+            return refused();
         }
-        self.store.barrier().await
+        Ok(())
+    }
+
+    /// The whole name of a backup: of one that can be read; of one that cannot, if it is written
+    /// out; of one that has the mark already.
+    async fn known(&self, wanted: &str, mark: &str) -> Result<String> {
+        let marked = self.marks(wanted).await?.iter().any(|m| m == mark);
+        if marked || self.catalog().await?.unreadable.contains_key(wanted) {
+            return Ok(wanted.to_owned());
+        }
+        Ok(self.backup(wanted).await?.id)
     }
 }

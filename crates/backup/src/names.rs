@@ -27,6 +27,11 @@ pub(crate) fn writer(backup: &str, beat: u32) -> String {
     format!("{WRITERS}{backup}/{beat:06}")
 }
 
+/// A second copy of what the writer published.
+pub(crate) fn published(backup: &str) -> String {
+    format!("{WRITERS}{backup}/published")
+}
+
 pub(crate) fn backup(backup: &str) -> String {
     format!("{BACKUPS}{backup}")
 }

@@ -7,7 +7,6 @@
 
 use crate::{
     Backup, Error, Repository, Result,
-    manifest::Outcome,
     names::{self, BACKUPS, FORGOTTEN},
     seal::Kind,
 };
@@ -103,40 +102,4 @@ fn new_id(now_unix_ms: u64) -> String {
         clock.second(),
         rand::random::<u32>()
     )
-}
-
-impl Repository {
-    /// All backups that can be restored, by the time they began.
-    pub async fn backups(&self) -> Result<Vec<Backup>> {
-        let forgotten = self.forgotten().await?;
-        let mut backups = Vec::new();
-        for listed in self.store.list(BACKUPS).await? {
-            let Some(id) = names::owner(&listed.key, BACKUPS) else { continue };
-            if forgotten.contains(id) {
-                continue;
-            }
-            if let Outcome::Published(backup) = self.outcome(id).await? {
-                backups.push(*backup);
-            }
-        }
-        backups.sort_by(|a, b| (a.began_unix_ms, &a.id).cmp(&(b.began_unix_ms, &b.id)));
-        Ok(backups)
-    }
-
-    /// One backup, by its name or the beginning of it; `latest` is the newest.
-    pub async fn backup(&self, wanted: &str) -> Result<Backup> {
-        let mut backups = self.backups().await?;
-        if wanted == "latest"
-            && let Some(newest) = backups.pop()
-        {
-            return Ok(newest);
-        }
-        let there: Vec<String> = backups.iter().map(|b| b.id.clone()).collect();
-        let mut fitting: Vec<Backup> =
-            backups.into_iter().filter(|b| b.id.starts_with(wanted)).collect();
-        match (fitting.pop(), fitting.is_empty()) {
-            (Some(backup), true) => Ok(backup),
-            _ => Err(Error::NoBackup { wanted: wanted.to_owned(), there }),
-        }
-    }
 }

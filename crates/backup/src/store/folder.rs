@@ -16,8 +16,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Objects begin their life here. What a writer that died left is removed by [`Folder::tidy`].
-const UNFINISHED: &str = "tmp";
+/// Objects begin their life here. What a writer that died left are [`Store::leftovers`].
+const UNFINISHED: &str = "tmp/";
 
 /// A repository in a folder.
 #[derive(Clone, Debug)]
@@ -39,23 +39,6 @@ impl Folder {
         let root = root.into();
         let name = root.display().to_string();
         Self { inner: Arc::new(Inner { root, name, unsynced: Mutex::default() }) }
-    }
-
-    /// Removes what writers that died left half written, if older than `age_ms`.
-    pub async fn tidy(&self, now_unix_ms: u64, age_ms: u64) -> Result<()> {
-        self.blocking(move |inner| {
-            let dir = inner.root.join(UNFINISHED);
-            let Ok(entries) = fs::read_dir(&dir) else { return Ok(()) };
-            for entry in entries.flatten() {
-                let old =
-                    entry.metadata().is_ok_and(|m| written_unix_ms(&m) + age_ms < now_unix_ms);
-                if old {
-                    let _ = fs::remove_file(entry.path());
-                }
-            }
-            Ok(())
-        })
-        .await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -140,7 +123,7 @@ impl Inner {
         done
     }
 
-    fn list(&self, prefix: &str) -> io::Result<Vec<Listed>> {
+    fn list(&self, prefix: &str, wanted: impl Fn(&Path) -> bool) -> io::Result<Vec<Listed>> {
         let mut found = Vec::new();
         let mut dirs = vec![self.path(prefix)];
         while let Some(dir) = dirs.pop() {
@@ -153,7 +136,7 @@ impl Inner {
                 let Ok(relative) = entry.path().strip_prefix(&self.root).map(Path::to_owned) else {
                     continue;
                 };
-                if relative.starts_with(UNFINISHED) {
+                if !wanted(&relative) {
                     continue;
                 }
                 let metadata = match entry.metadata() {
@@ -237,7 +220,15 @@ impl Store for Folder {
     async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
         let prefix = prefix.to_owned();
         self.blocking(move |inner| {
-            inner.list(&prefix).map_err(|e| inner.failed("list", &prefix, &e))
+            let finished = |path: &Path| !path.starts_with(UNFINISHED);
+            inner.list(&prefix, finished).map_err(|e| inner.failed("list", &prefix, &e))
+        })
+        .await
+    }
+
+    async fn leftovers(&self) -> Result<Vec<Listed>> {
+        self.blocking(|inner| {
+            inner.list(UNFINISHED, |_| true).map_err(|e| inner.failed("list", UNFINISHED, &e))
         })
         .await
     }

@@ -2,16 +2,19 @@
 //! member, so that everything above is the same for each, and tests can let each call fail.
 
 mod folder;
+mod s3;
 
 pub use folder::Folder;
+pub use s3::{Patience, S3, S3Config};
 
 use crate::Result;
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use std::{fmt::Debug, ops::Range};
 
 /// One object, as listed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// Its key.
     pub key: String,
@@ -43,6 +46,12 @@ pub trait Store: Debug + Send + Sync + 'static {
 
     /// All objects whose key begins with `prefix` (whole words: it ends in `/`, or is empty), by key.
     async fn list(&self, prefix: &str) -> Result<Vec<Listed>>;
+
+    /// What processes that died left half written, by the keys that [`Store::delete`] takes. Not in
+    /// any list. What is young may still be written to.
+    async fn leftovers(&self) -> Result<Vec<Listed>> {
+        Ok(Vec::new())
+    }
 
     /// Removes an object; fine if there is none.
     async fn delete(&self, key: &str) -> Result<()>;

@@ -120,16 +120,28 @@ impl Writing {
 
     /// Publishes it: from now on it can be restored. Everything it refers to is durable by then.
     pub async fn publish(self, backup: Backup) -> Result<Backup> {
+        if self.shared.is_stopped() {
+            let why = "it failed, or was cancelled, and is not whole";
+            return Err(Error::Refused(format!("backup {} is not published: {why}", self.id())));
+        }
         self.shared.uploads.finish().await?;
         let repository = &self.writer.repository;
         repository.store.barrier().await?;
         let name = names::backup(&self.writer.id);
         let outcome = Outcome::Published(Box::new(backup.clone()));
         match repository.put(Kind::Backup, &name, &outcome).await {
-            Err(Error::Exists { .. }) => return Err(self.writer.revoked()),
+            Err(Error::Exists { .. }) => match repository.outcome(&self.writer.id).await? {
+                // Ours: the store had done it, and its answer was lost.
+                ours if ours == outcome => {}
+                _ => return Err(self.writer.revoked()),
+            },
             put => put?,
         }
         repository.store.barrier().await?;
+        // Without its description a whole backup is lost: there is a second one, for whoever repairs it.
+        if let Err(error) = repository.copy_description(&self.writer.id, &outcome).await {
+            tracing::warn!("backup {} has no second description: {error}", self.writer.id);
+        }
         Ok(backup)
     }
 }

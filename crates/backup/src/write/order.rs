@@ -2,7 +2,7 @@
 
 use super::Shared;
 use crate::{
-    Entry, Result,
+    Entry, Error, Result,
     manifest::{Files, SegmentBuilder, What},
     source::Source,
 };
@@ -37,8 +37,17 @@ impl Jobs {
     pub(super) fn next(&mut self, shared: &Shared) -> Result<Option<Job>> {
         let Some((number, source)) = self.sources.next() else { return Ok(None) };
         let before = match &mut self.parent {
-            Some(parent) => shared.runtime.block_on(parent.find(&source.path))?,
             None => None,
+            Some(parent) => match shared.runtime.block_on(parent.find(&source.path)) {
+                // What was damaged yesterday does not keep today from being saved: from here on
+                // everything is stored anew.
+                Err(error @ (Error::Damaged { .. } | Error::Missing { .. })) => {
+                    tracing::error!("the backup before cannot be compared with: {error}");
+                    self.parent = None;
+                    None
+                }
+                before => before?,
+            },
         };
         Ok(Some(Job { number, source, before }))
     }
@@ -114,6 +123,8 @@ impl Order {
     }
 
     pub(super) fn wake(&self) {
+        // Whoever is about to wait has the lock: it looks before this, or is woken by it.
+        drop(self.state());
         self.moved.notify_all();
     }
 
