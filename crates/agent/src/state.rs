@@ -403,6 +403,7 @@ impl State {
                 .cloned()
                 .chain(self.last_failure.clone())
                 .chain(self.hba_trouble.clone())
+                .chain(self.backups.notes())
                 .collect(),
             at_unix_ms: clock::now_unix_ms(),
         }

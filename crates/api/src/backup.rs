@@ -3,7 +3,7 @@
 
 use sempre_model::{
     Lsn, MemberId, Timeline,
-    backup::{ArchiveView, BackupEnded, BackupOrder, BackupProgress},
+    backup::{ArchiveView, BackupEnded, BackupOrder, BackupProgress, Proof},
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -67,6 +67,13 @@ pub enum BackupRequest {
         #[serde(default)]
         reason: String,
     },
+    /// A restore was tried: the cluster is to know what was measured.
+    Prove {
+        /// From where.
+        repository: String,
+        /// What was measured, or why it did not work.
+        outcome: Result<Proof, String>,
+    },
     /// Where a repository is, and the key that opens it: to restore, or to keep it elsewhere.
     Key {
         /// Which.
@@ -96,6 +103,11 @@ pub struct RepositoryStatus {
     pub ended: Option<BackupEnded>,
     /// When the newest that worked was made, ms since 1970.
     pub newest_unix_ms: Option<u64>,
+    /// What would be lost with all members, ms of commits; none: it is not known.
+    pub rpo_ms: Option<u64>,
+    /// The last restore that was tried.
+    #[serde(default)]
+    pub proved: Option<Result<Proof, String>>,
 }
 
 /// A base backup, as listed.

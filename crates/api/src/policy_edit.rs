@@ -173,6 +173,40 @@ pub const KEYS: &[Key] = &[
         Unit::Flag,
         "With parameter `wal_level = logical`: standbys keep copies of the primary's logical replication slots, so that their readers go on after a change of primary. From PostgreSQL 17 on, the server itself does so for slots made with `failover`, whatever this says.",
     ),
+    key(
+        "backup_interval_ms",
+        Unit::Milliseconds,
+        "Backups: a base backup is made so often in each repository; 0: only when asked for.",
+    ),
+    key(
+        "backup_keep_last",
+        Unit::Count,
+        "Backups: so many of the newest are kept. With none of these rules, all are.",
+    ),
+    key(
+        "backup_keep_hourly",
+        Unit::Count,
+        "Backups: of each of so many hours (that have one) the newest is kept.",
+    ),
+    key("backup_keep_daily", Unit::Count, "Backups: the same for days (UTC)."),
+    key("backup_keep_weekly", Unit::Count, "Backups: the same for weeks."),
+    key("backup_keep_monthly", Unit::Count, "Backups: the same for months."),
+    key("backup_keep_yearly", Unit::Count, "Backups: the same for years."),
+    key(
+        "backup_window_ms",
+        Unit::Milliseconds,
+        "Backups: every moment within this time can be restored: the backups of this time are kept, and the one before.",
+    ),
+    key(
+        "backup_rpo_ms",
+        Unit::Milliseconds,
+        "Backups: `status` complains when more than this of commits is in no repository; 0: no target.",
+    ),
+    key(
+        "backup_rto_ms",
+        Unit::Milliseconds,
+        "Backups: `status` complains when the last `sempre drill restore` took longer; 0: no target.",
+    ),
 ];
 
 /// The policy after these changes, key and value as typed. All of them are made, or none.

@@ -58,6 +58,24 @@ pub enum Reason {
     NoRule,
 }
 
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Reason::Held => "held",
+            Reason::Newest => "the newest",
+            Reason::Last => "of the last ones",
+            Reason::Hourly => "of its hour",
+            Reason::Daily => "of its day",
+            Reason::Weekly => "of its week",
+            Reason::Monthly => "of its month",
+            Reason::Yearly => "of its year",
+            Reason::Window => "in the window",
+            Reason::BeforeWindow => "the window begins from it",
+            Reason::NoRule => "no rule says otherwise",
+        })
+    }
+}
+
 /// What is to become of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {

@@ -1,7 +1,7 @@
 //! WAL in a repository: whatever was flushed can be read back, wherever the writer died.
 
 use anyhow::Result;
-use sempre_backup::{Folder, Identity, Repository, Secret, SegmentName, WalWriter};
+use sempre_backup::{Folder, Identity, Repository, Secret, SegmentName, Verified, WalWriter};
 use sempre_model::{Lsn, Timeline};
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -120,5 +120,41 @@ async fn histories_are_kept_and_contradictions_are_told() -> Result<()> {
     assert!(text.starts_with("1\t0/3000000"));
     assert_eq!(repository.fetch_history(Timeline(3)).await?, None);
     assert!(repository.list_wal().await?.histories.contains(&Timeline(2)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn damage_is_found_and_what_no_backup_needs_goes() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let repository = repository(&dir).await?;
+    let mut writer = WalWriter::new(repository.clone(), Timeline(1), Lsn(0), SEGMENT)?;
+    writer.write(Lsn(0), &wal(0, 3 * SEGMENT + 100)).await?;
+    writer.flush().await?;
+    repository.put_history(Timeline(2), "1\t0/3000000\tx\n").await?;
+    let verify = async || -> Result<Verified> {
+        let mut found = Verified::default();
+        repository.verify_wal(&mut found, Arc::default()).await?;
+        Ok(found)
+    };
+    let sound = verify().await?;
+    assert_eq!((sound.objects, sound.damages.len()), (5, 0));
+    let victims = ["wal/00000001/0000000000000001", "history/00000002"];
+    for victim in victims {
+        let file = dir.path().join(victim);
+        let whole = fs::read(&file)?;
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        fs::write(&file, &flipped)?;
+        let found = verify().await?;
+        assert_eq!(found.damages.len(), 1);
+        assert_eq!(found.damages[0].key, victim);
+        fs::write(&file, &whole)?;
+    }
+    // What ends at or before the position goes; the segment it is in stays.
+    assert_eq!(repository.trim_wal(Lsn(2 * SEGMENT + 1), SEGMENT).await?, 2);
+    let list = repository.list_wal().await?;
+    assert_eq!(list.whole[&Timeline(1)].keys().collect::<Vec<_>>(), [&2]);
+    assert_eq!((list.open.len(), list.histories.len()), (1, 1));
+    assert_eq!(repository.trim_wal(Lsn(9 * SEGMENT), SEGMENT).await?, 2);
     Ok(())
 }

@@ -163,6 +163,12 @@ pub enum Task {
     ///
     /// Runs as the config's `user` when started as root. The cluster goes on meanwhile.
     Restore(Box<RestoreHow>),
+    /// Try it before it is needed
+    Drill {
+        /// What to try.
+        #[command(subcommand)]
+        task: DrillTask,
+    },
     /// Do one job for an agent (started by `run`)
     #[command(hide = true)]
     Worker,
@@ -274,11 +280,57 @@ pub enum BackupTask {
         #[arg(long)]
         release: bool,
     },
+    /// Read every object that backups use, and say whom damage harms; changes nothing
+    Verify {
+        /// This backup alone
+        backup: Option<String>,
+        /// In this repository
+        #[arg(long, value_name = "NAME")]
+        repository: Option<String>,
+    },
+    /// Remove what the policy's `backup_keep_*` and `backup_window_ms` do not keep, with the WAL that
+    /// nothing needs; done by itself after each backup, too
+    Prune {
+        /// In this repository
+        #[arg(long, value_name = "NAME")]
+        repository: Option<String>,
+        /// Show what would go, and why the rest stays
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Print the key that opens a repository: keep it where the machines are not
     Key {
         /// Of this repository
         #[arg(long, value_name = "NAME")]
         repository: Option<String>,
+    },
+}
+
+/// `sempre drill ...`.
+#[derive(Debug, Subcommand)]
+pub enum DrillTask {
+    /// Restore the newest backup with all its WAL into a spare folder, start it, check it with
+    /// pg_amcheck, and keep the measured time; `status` compares it with `backup_rto_ms`
+    Restore {
+        /// The spare folder: empty or absent, with room for the database
+        #[arg(long, value_name = "DIR")]
+        target: PathBuf,
+        /// From this repository
+        #[arg(long, value_name = "NAME")]
+        repository: Option<String>,
+        /// A further check: a command that is run with PGHOST, PGPORT and PGUSER set, and fails if
+        /// something is wrong; may be repeated
+        #[arg(long, value_name = "COMMAND")]
+        check: Vec<String>,
+        /// Leave what was restored where it is
+        #[arg(long)]
+        keep: bool,
+        /// PostgreSQL's programs, if they are not found by themselves
+        #[arg(long, value_name = "DIR")]
+        bin_dir: Option<PathBuf>,
     },
 }
 

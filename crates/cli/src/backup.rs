@@ -66,6 +66,8 @@ pub async fn run(scene: &Scene, task: BackupTask) -> Result<(), Fail> {
             let request = BackupRequest::Hold { repository, backup, release, reason };
             ask(scene, &client, &request, &message).await
         }
+        // They open the repository here, and are dispatched elsewhere.
+        BackupTask::Verify { .. } | BackupTask::Prune { .. } => Ok(()),
         BackupTask::Key { repository } => {
             let place: Value =
                 client.backups(&BackupRequest::Key { repository }, LIST_WITHIN).await?;

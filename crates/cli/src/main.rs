@@ -13,6 +13,7 @@ mod change;
 mod config;
 mod connect;
 mod demo;
+mod drill;
 mod fail;
 mod logs;
 mod member;
@@ -23,6 +24,7 @@ mod route;
 mod route_style;
 mod show;
 mod terminal;
+mod upkeep;
 mod worker;
 
 use clap::Parser;
@@ -80,6 +82,13 @@ fn dispatch(arguments: arguments::Arguments) -> Result<(), Fail> {
             _ => Err(Fail::new("the guard ended", "its last words are above", "")),
         },
         Task::Recover { yes } => recover::run(&scene, yes),
+        Task::Backup { task: arguments::BackupTask::Verify { backup, repository } } => {
+            upkeep::verify(&scene, backup.as_deref(), repository)
+        }
+        Task::Backup { task: arguments::BackupTask::Prune { repository, dry_run, yes } } => {
+            upkeep::prune(&scene, repository, dry_run, yes)
+        }
+        Task::Drill { task } => drill::run(&scene, task),
         Task::Restore(how) => restore::run(&scene, &how),
         Task::Worker => worker::run(),
         Task::RestoreWal { spool, file, target } => restore::serve(&spool, &file, &target),

@@ -32,6 +32,11 @@ const DRAW_EVERY: Duration = Duration::from_millis(100);
 /// Files at a time.
 const THREADS_MAX: usize = 8;
 
+/// Files at a time here.
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS_MAX))
+}
+
 /// Does it.
 pub fn run(scene: &Scene, how: &RestoreHow) -> Result<(), Fail> {
     let goal = goal(how)?;
@@ -51,8 +56,8 @@ pub fn run(scene: &Scene, how: &RestoreHow) -> Result<(), Fail> {
     let target = std::path::absolute(&how.target).unwrap_or_else(|_| how.target.clone());
     connect::block_on_threads(async {
         let repository = place.open().await.map_err(failed)?;
-        let installation = installation(&repository, how).await?;
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS_MAX));
+        let installation = installation(&repository, how.bin_dir.as_deref()).await?;
+        let threads = threads();
         let restore = Restore {
             repository: &repository,
             installation: &installation,
@@ -63,24 +68,26 @@ pub fn run(scene: &Scene, how: &RestoreHow) -> Result<(), Fail> {
             fetch_command: fetch_command()?,
         };
         let progress = Arc::new(Progress::default());
-        let bar = Bar::start(format!("{} → {}", place.name, target.display()));
-        let restored = {
-            let restoring = restore.run(progress.clone());
-            tokio::pin!(restoring);
-            loop {
-                tokio::select! {
-                    done = &mut restoring => break done,
-                    () = tokio::time::sleep(DRAW_EVERY) => {
-                        let now = progress.snapshot();
-                        bar.at(now.done_bytes, now.total_bytes);
-                    }
-                }
-            }
-        };
-        drop(bar);
+        let what = format!("{} → {}", place.name, target.display());
+        let restored = drawn(what, &progress, restore.run(progress.clone())).await;
         told(scene, &target, &restored.map_err(failed)?);
         Ok(())
     })
+}
+
+/// Does it, with a bar.
+pub async fn drawn<T>(what: String, progress: &Progress, work: impl Future<Output = T>) -> T {
+    let bar = Bar::start(what);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(DRAW_EVERY) => {
+                let now = progress.snapshot();
+                bar.at(now.done_bytes, now.total_bytes);
+            }
+        }
+    }
 }
 
 /// `sempre restore-wal`. The server takes 1 as "there is none", and more than 125 as a reason to stop.
@@ -95,7 +102,7 @@ pub fn serve(spool: &Path, file: &str, target: &Path) -> Result<(), Fail> {
     }
 }
 
-fn failed(error: sempre_recovery::Error) -> Fail {
+pub fn failed(error: sempre_recovery::Error) -> Fail {
     Fail::coded(codes::NOT_RESTORED, "nothing was restored", error.to_string())
 }
 
@@ -139,7 +146,7 @@ fn from_folder(folder: &Path, key_file: &Path) -> Result<Place, Fail> {
     Ok(Place { name, store, key: BackupKey(key.trim().to_owned()) })
 }
 
-async fn from_cluster(scene: &Scene, repository: Option<String>) -> Result<Place, Fail> {
+pub async fn from_cluster(scene: &Scene, repository: Option<String>) -> Result<Place, Fail> {
     let client = scene.client()?;
     client.backups(&BackupRequest::Key { repository }, ASK_WITHIN).await.map_err(|error| {
         Fail::from(error).next(
@@ -149,13 +156,16 @@ async fn from_cluster(scene: &Scene, repository: Option<String>) -> Result<Place
 }
 
 /// The programs of the version that the backups are of.
-async fn installation(repository: &Repository, how: &RestoreHow) -> Result<Installation, Fail> {
+pub async fn installation(
+    repository: &Repository,
+    bin_dir: Option<&Path>,
+) -> Result<Installation, Fail> {
     let newest = repository.backups().await.map_err(|e| failed(e.into()))?.pop();
     let major = newest.map(|backup| backup.version_num / 10_000);
-    Installation::find(how.bin_dir.as_deref(), major).map_err(|error| failed(error.into()))
+    Installation::find(bin_dir, major).map_err(|error| failed(error.into()))
 }
 
-fn fetch_command() -> Result<Vec<String>, Fail> {
+pub fn fetch_command() -> Result<Vec<String>, Fail> {
     let program = std::env::current_exe().map_err(|error| {
         Fail::new("nothing was restored", format!("where is this program? {error}"), "")
     })?;

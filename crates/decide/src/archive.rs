@@ -1,7 +1,7 @@
 //! Who keeps the WAL in a repository. Every member comes to it by itself; two that come to different
 //! results for a moment do no harm: the replication slot is one, and what is stored twice is the same.
 
-use sempre_model::{MemberId, MemberKind, Record};
+use sempre_model::{MemberId, MemberKind, Phase, Record};
 use std::collections::BTreeMap;
 
 /// Whose duty it is. `alive` are the members that are heard, each with whether it does it now.
@@ -25,17 +25,68 @@ pub fn archiver(
     candidates.min_by_key(rank).map(|(name, _)| name.clone())
 }
 
+/// After a base backup that failed, the next one is due so much later, at the most: ms.
+const RETRY_MAX_MS: u64 = 15 * 60_000;
+
+/// Repositories in which a base backup is due, by the policy's interval.
+pub fn due(record: &Record, now_unix_ms: u64) -> Vec<String> {
+    let interval = record.policy.backup_interval_ms;
+    if interval == 0 || record.paused || record.phase != Phase::Serving {
+        return Vec::new();
+    }
+    let backups = &record.backups;
+    let is_due = |name: &&String| {
+        let newest = backups.newest_unix_ms.get(*name).copied().unwrap_or(0);
+        // One that failed is tried again, but not all the time.
+        let failed = backups.ended.get(*name).filter(|ended| ended.outcome.is_err());
+        let failed = failed.map_or(0, |ended| ended.at_unix_ms);
+        let at = (newest + interval).max(failed + interval.min(RETRY_MAX_MS));
+        !backups.orders.contains_key(*name) && now_unix_ms >= at
+    };
+    backups.repositories.keys().filter(is_due).cloned().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use sempre_model::{
         Member,
-        backup::{BackupKey, Repository, StoreAt},
+        backup::{BackupEnded, BackupKey, Repository, StoreAt},
         member::Ports,
     };
 
     fn name(name: &str) -> MemberId {
         MemberId::new(name).unwrap()
+    }
+
+    #[test]
+    fn backups_are_due_by_the_interval_and_not_again_at_once_when_one_failed() {
+        let mut record = Record { phase: Phase::Serving, ..Record::default() };
+        let place = Repository {
+            store: StoreAt::Folder("/r".into()),
+            members: Default::default(),
+            key: BackupKey("k".into()),
+            made_unix_ms: 0,
+        };
+        record.backups.repositories.insert("main".into(), place);
+        let hour = 3_600_000;
+        let now = 1_000 * hour;
+        assert!(due(&record, now).is_empty(), "no interval");
+        record.policy.backup_interval_ms = hour;
+        assert_eq!(due(&record, now), ["main"], "there was none yet");
+        record.backups.newest_unix_ms.insert("main".into(), now);
+        assert!(due(&record, now + hour - 1).is_empty());
+        assert_eq!(due(&record, now + hour), ["main"]);
+        let ended = BackupEnded {
+            member: name("a"),
+            at_unix_ms: now + hour,
+            outcome: Err("no space".into()),
+        };
+        record.backups.ended.insert("main".into(), ended);
+        assert!(due(&record, now + hour + RETRY_MAX_MS - 1).is_empty());
+        assert_eq!(due(&record, now + hour + RETRY_MAX_MS), ["main"]);
+        record.paused = true;
+        assert!(due(&record, now + 2 * hour).is_empty());
     }
 
     #[test]

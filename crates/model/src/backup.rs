@@ -114,6 +114,8 @@ pub struct Backups {
     pub ended: BTreeMap<String, BackupEnded>,
     /// The newest that worked, by repository: when it was made, ms since 1970.
     pub newest_unix_ms: BTreeMap<String, u64>,
+    /// The last restore that was tried, by repository.
+    pub proved: BTreeMap<String, Result<Proof, String>>,
 }
 
 /// How far the WAL is in a repository, as its archiver says.
@@ -127,6 +129,9 @@ pub struct ArchiveView {
     pub server: Lsn,
     /// Where WAL is missing before.
     pub gap: Option<(Lsn, Lsn)>,
+    /// For how long it has not been up to the primary's end, ms: what would be lost with the primary.
+    #[serde(default)]
+    pub behind_ms: u64,
 }
 
 /// How far a base backup is.
@@ -140,6 +145,22 @@ pub struct BackupProgress {
     pub bytes_per_s: u64,
     /// Left at this rate, ms.
     pub left_ms: Option<u64>,
+}
+
+/// A restore that was tried, and worked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// Of this backup, with the WAL behind it.
+    pub backup: String,
+    /// When, ms since 1970; set when it is agreed.
+    #[serde(default)]
+    pub at_unix_ms: u64,
+    /// From the beginning to a server that answers, ms.
+    pub rto_ms: u64,
+    /// Bytes of the files.
+    pub bytes: u64,
+    /// What was checked, in words.
+    pub checks: Vec<String>,
 }
 
 /// A change of what the record knows of backups.
@@ -176,6 +197,13 @@ pub enum BackupChange {
         /// The backup, or why there is none.
         outcome: Result<BackupMade, String>,
     },
+    /// A restore was tried.
+    Prove {
+        /// From where.
+        repository: String,
+        /// What was measured, or why it did not work.
+        outcome: Result<Proof, String>,
+    },
 }
 
 /// The name under which a repository's archiver has a replication slot on each member, so that the next
@@ -194,7 +222,7 @@ impl Record {
         let backups = &mut self.backups;
         match change {
             BackupChange::PutRepository { name, repository } => {
-                if name.len() > NAME_MAX || archiver_of(name).is_err() {
+                if name.len() > NAME_MAX || MemberId::new(name.as_str()).is_err() {
                     return Err(refused(format!(
                         "`{name}` is no name for a repository: small letters, digits and `-`, up to {NAME_MAX}"
                     )));
@@ -215,6 +243,7 @@ impl Record {
                 backups.orders.remove(name);
                 backups.ended.remove(name);
                 backups.newest_unix_ms.remove(name);
+                backups.proved.remove(name);
                 event(format!("repository {name} is no longer used; what is in it stays"))
             }
             BackupChange::Order { repository, member, full } => {
@@ -256,6 +285,20 @@ impl Record {
                 };
                 let ended = BackupEnded { member, at_unix_ms, outcome: outcome.clone() };
                 backups.ended.insert(repository.clone(), ended);
+                event(text)
+            }
+            BackupChange::Prove { repository, outcome } => {
+                if !backups.repositories.contains_key(repository) {
+                    return Err(refused(format!("there is no repository `{repository}`")));
+                }
+                let outcome = outcome.clone().map(|proof| Proof { at_unix_ms, ..proof });
+                let text = match &outcome {
+                    Ok(proof) => {
+                        format!("restore from {repository} proved: {} ms", proof.rto_ms)
+                    }
+                    Err(why) => format!("a restore from {repository} did not work: {why}"),
+                };
+                backups.proved.insert(repository.clone(), outcome);
                 event(text)
             }
         }

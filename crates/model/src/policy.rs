@@ -98,6 +98,26 @@ pub struct Policy {
     /// Standbys keep copies of the primary's logical replication slots (before PostgreSQL 17,
     /// whose servers do it by themselves).
     pub logical_slots: bool,
+    /// A base backup is made so often in each repository, ms; 0: only when asked for.
+    pub backup_interval_ms: u64,
+    /// The newest backups that are kept.
+    pub backup_keep_last: u32,
+    /// Of so many hours the newest backup is kept.
+    pub backup_keep_hourly: u32,
+    /// Of so many days.
+    pub backup_keep_daily: u32,
+    /// Of so many weeks.
+    pub backup_keep_weekly: u32,
+    /// Of so many months.
+    pub backup_keep_monthly: u32,
+    /// Of so many years.
+    pub backup_keep_yearly: u32,
+    /// Every moment within this time can be restored, ms.
+    pub backup_window_ms: u64,
+    /// The most that may be lost with all members, ms of commits; 0: no target.
+    pub backup_rpo_ms: u64,
+    /// How long a restore may take, ms, as drills measure it; 0: no target.
+    pub backup_rto_ms: u64,
 }
 
 impl Default for Policy {
@@ -132,6 +152,16 @@ impl Default for Policy {
             client_tls: false,
             slot_max_wal_bytes: 16 << 30,
             logical_slots: true,
+            backup_interval_ms: 0,
+            backup_keep_last: 0,
+            backup_keep_hourly: 0,
+            backup_keep_daily: 0,
+            backup_keep_weekly: 0,
+            backup_keep_monthly: 0,
+            backup_keep_yearly: 0,
+            backup_window_ms: 0,
+            backup_rpo_ms: 0,
+            backup_rto_ms: 0,
         }
     }
 }

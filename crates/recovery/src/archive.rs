@@ -6,7 +6,7 @@ use sempre_model::{Lsn, Timeline, backup::ArchiveView};
 use sempre_postgres::{History, Instance, Replication, Streamed, Upstream};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 /// The server hears of us at least this often.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -75,7 +75,7 @@ impl Archive<'_> {
                 (server.timeline, kept.unwrap_or(server.flushed))
             }
         };
-        let mut server_end = server.flushed;
+        let (mut server_end, mut up_to_date) = (server.flushed, Instant::now());
         loop {
             let start = Lsn(at.0 - at.0 % segment_bytes);
             let started = match link.start(self.slot.as_deref(), start, timeline).await {
@@ -99,7 +99,16 @@ impl Archive<'_> {
                         WalWriter::new(self.repository.clone(), timeline, start, segment_bytes)?;
                     let mut told = |writer: &WalWriter, server: Lsn| {
                         let flushed = writer.flushed();
-                        told(ArchiveView { timeline, flushed, server: server.max(flushed), gap });
+                        if flushed >= server {
+                            up_to_date = Instant::now();
+                        }
+                        let behind_ms = up_to_date.elapsed().as_millis();
+                        let behind_ms = match flushed >= server {
+                            true => 0,
+                            false => u64::try_from(behind_ms).unwrap_or(u64::MAX),
+                        };
+                        let server = server.max(flushed);
+                        told(ArchiveView { timeline, flushed, server, gap, behind_ms });
                     };
                     // What an earlier connection has reported stays true meanwhile.
                     self.stream(&mut link, &mut writer, at, &mut server_end, &mut told).await?
@@ -121,7 +130,7 @@ impl Archive<'_> {
     ) -> Result<(Timeline, Lsn)> {
         let mut ticks = interval(REPORT_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut heard = tokio::time::Instant::now();
+        let mut heard = Instant::now();
         loop {
             let streamed = tokio::select! {
                 streamed = link.next() => streamed?,
@@ -137,7 +146,7 @@ impl Archive<'_> {
                     continue;
                 }
             };
-            heard = tokio::time::Instant::now();
+            heard = Instant::now();
             match streamed {
                 Streamed::Wal { start, bytes } => {
                     writer.write(start, &bytes).await?;

@@ -51,6 +51,16 @@ pub enum Error {
     /// It cannot be restored to this.
     #[error("{0}")]
     Unreachable(String),
+    /// A check of a restored database found something.
+    #[error("the check `{name}` failed ({status}): {said}")]
+    Check {
+        /// Its name.
+        name: String,
+        /// How it ended.
+        status: String,
+        /// Its first lines.
+        said: String,
+    },
     /// Recovery ended otherwise than it should.
     #[error("recovery failed: {why}{}", if .log.is_empty() { String::new() } else { format!("; PostgreSQL says:\n{}", .log) })]
     Replay {

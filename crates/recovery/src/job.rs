@@ -3,8 +3,8 @@
 //!
 //! The job comes as one line of JSON; what it says is lines of JSON.
 
-use crate::{Archive, BaseBackup, Feed, Place, Result, back_up};
-use sempre_backup::{Options, Progress};
+use crate::{Archive, BaseBackup, Feed, Place, Result, back_up, prune};
+use sempre_backup::{Options, Progress, Retention};
 use sempre_model::backup::{ArchiveView, BackupMade, BackupProgress};
 use sempre_postgres::Instance;
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,8 @@ pub enum Job {
         threads: usize,
         /// The most that is read, bytes a second.
         max_bytes_per_s: Option<u64>,
+        /// What is kept once it is made.
+        retention: Retention,
     },
 }
 
@@ -97,7 +99,15 @@ impl Job {
                 let never: Infallible = archive.run(told).await?;
                 match never {}
             }
-            Job::BaseBackup { instance, admin_password, place, full, threads, max_bytes_per_s } => {
+            Job::BaseBackup {
+                instance,
+                admin_password,
+                place,
+                full,
+                threads,
+                max_bytes_per_s,
+                retention,
+            } => {
                 let repository = place.open().await?;
                 let options = Options { threads, max_bytes_per_s, ..Options::default() };
                 let (instance, admin_password) = (&*instance, admin_password.as_str());
@@ -108,6 +118,10 @@ impl Job {
                 let made = back_up(&task, progress).await;
                 telling.abort();
                 let made = made?;
+                // What is too much goes. Should that fail, it goes after the next one.
+                if let Err(error) = prune(&repository, &retention).await {
+                    tracing::warn!("what retention does not keep is still there: {error}");
+                }
                 Ok(Worked::Backup(BackupMade {
                     id: made.id,
                     bytes: made.stats.bytes,

@@ -67,6 +67,17 @@ impl Replay {
         Ok(Self { instance, process, work: work.to_owned() })
     }
 
+    /// Starts it again, recovered, still for itself alone.
+    pub(crate) fn run(installation: &Installation, data_dir: &Path, work: &Path) -> Result<Self> {
+        let instance = Self::instance(installation, data_dir, work);
+        let write =
+            |path: PathBuf, text: &str| fs::write(&path, text).map_err(Error::io("write", &path));
+        write(instance.hba_file(), "local all all trust\n")?;
+        write(instance.config_file(), &configuration(&instance, &Goal::Latest, "false"))?;
+        let process = spawn(&instance)?;
+        Ok(Self { instance, process, work: work.to_owned() })
+    }
+
     /// Waits until it has recovered and takes writes.
     pub(crate) async fn recovered(&mut self) -> Result<Session> {
         loop {

@@ -4,16 +4,16 @@
 use crate::{
     Error, Result,
     choose::{Coverage, Goal, choose},
-    replay::{Replay, work_beside},
+    prove::Work,
+    replay::Replay,
     spool::Spool,
 };
 use sempre_backup::{Backup, Progress, Repository, RestoreOptions, Restored};
 use sempre_model::{Lsn, Timeline};
 use sempre_postgres::Installation;
 use std::{
-    fs::{self, DirBuilder},
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
+    fs,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -112,22 +112,5 @@ impl Restore<'_> {
         // The server puts its own words in these places.
         words.extend(["%f".to_owned(), "%p".to_owned()]);
         words.join(" ")
-    }
-}
-
-/// A folder of work, removed in the end.
-struct Work(PathBuf);
-
-impl Work {
-    fn make(target: &Path) -> Result<Self> {
-        let dir = work_beside(target);
-        DirBuilder::new().mode(0o700).create(&dir).map_err(Error::io("make", &dir))?;
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }

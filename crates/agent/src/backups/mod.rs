@@ -18,7 +18,7 @@ use sempre_model::{
     observation::{ProcessState, Role},
 };
 use sempre_postgres::Upstream;
-use sempre_recovery::{Feed, Job, Place, Said, Worked};
+use sempre_recovery::{Feed, Job, Place, Said, Worked, retention};
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
@@ -37,6 +37,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const SILENT: u64 = 2;
 /// Reports that may wait.
 const REPORTS_MAX: usize = 256;
+/// Between two rounds of orders.
+const ORDER_PAUSE: Duration = Duration::from_secs(2);
 /// Files that a base backup copies at a time.
 const THREADS: usize = 2;
 
@@ -51,6 +53,16 @@ pub struct BackupView {
     pub troubles: BTreeMap<String, String>,
 }
 
+impl BackupView {
+    /// What does not work, in words.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        let words = |(name, why): (&String, &String)| {
+            format!("WAL is not being archived in repository {name}: {why}")
+        };
+        self.troubles.iter().map(words)
+    }
+}
+
 /// Sees to it.
 pub struct Keeper {
     executor: Arc<Executor>,
@@ -62,6 +74,8 @@ pub struct Keeper {
     /// Not to be begun again before.
     pauses: BTreeMap<Key, Instant>,
     view: BackupView,
+    /// When this member last ordered base backups.
+    ordered: Instant,
 }
 
 struct Running {
@@ -86,7 +100,8 @@ impl Keeper {
         program: PathBuf,
     ) -> Self {
         let (running, pauses, view) = Default::default();
-        Self { executor, consensus, shown, events, program, running, pauses, view }
+        let ordered = Instant::now();
+        Self { executor, consensus, shown, events, program, running, pauses, view, ordered }
     }
 
     /// Runs for ever.
@@ -97,7 +112,10 @@ impl Keeper {
         loop {
             let before = self.view.clone();
             tokio::select! {
-                _ = ticks.tick() => self.look(&tell),
+                _ = ticks.tick() => {
+                    self.look(&tell);
+                    self.order().await;
+                }
                 report = reports.recv() => match report {
                     Some((key, report)) => self.take(key, report).await,
                     None => return,
@@ -129,6 +147,25 @@ impl Keeper {
             }
             let task = worker::run(self.program.clone(), key.clone(), job.clone(), tell.clone());
             self.running.insert(key, Running { job, task: tokio::spawn(task) });
+        }
+    }
+
+    /// The Raft leader orders base backups when they are due.
+    async fn order(&mut self) {
+        let shown = self.shown.borrow().clone();
+        let leads = shown.record.members.get(&shown.me).map(|m| m.node) == shown.standing.leader;
+        if !leads || Instant::now() < self.ordered + ORDER_PAUSE {
+            return;
+        }
+        let now = clock::now_unix_ms();
+        for repository in sempre_decide::archive::due(&shown.record, now) {
+            let Some(member) = source(&shown, &repository) else { continue };
+            self.ordered = Instant::now();
+            let order = BackupChange::Order { repository, member, full: false };
+            let command = Command { at_unix_ms: now, change: Change::Backup(Box::new(order)) };
+            if let Err(error) = self.consensus.propose(command).await {
+                tracing::warn!(%error, "a base backup is due, and was not ordered");
+            }
         }
     }
 
@@ -208,6 +245,7 @@ impl Keeper {
             full,
             threads: THREADS,
             max_bytes_per_s: None,
+            retention: retention(&record.policy),
         })
     }
 

@@ -85,6 +85,10 @@ impl Orders {
                 }
                 Ok(json!({"backup": backup, "held": !release}))
             }
+            BackupRequest::Prove { repository, outcome } => {
+                let version = self.propose(BackupChange::Prove { repository, outcome }).await?;
+                Ok(json!({"version": version}))
+            }
             BackupRequest::Key { repository } => {
                 let place = place(record, which(record, repository.as_deref())?)?;
                 Ok(serde_json::to_value(place).unwrap_or_default())

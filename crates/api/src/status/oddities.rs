@@ -1,6 +1,6 @@
 //! The reason for anything odd.
 
-use super::{MemberRole, MemberStatus, PathState, Status};
+use super::{MemberRole, MemberStatus, PathState, Status, repositories};
 use crate::{
     codes::{self, Code},
     render::cause_words,
@@ -30,7 +30,11 @@ const CERTIFICATE_SOON_MS: u64 = 7 * 86_400_000;
 /// WAL kept for one member that is worth a word when `slot_max_wal_bytes` sets no limit.
 const SLOT_WAL_WORTH_SAYING: u64 = 4 << 30;
 
-fn odd(what: impl Into<String>, why: impl Into<String>, do_: impl Into<String>) -> Oddity {
+pub(super) fn odd(
+    what: impl Into<String>,
+    why: impl Into<String>,
+    do_: impl Into<String>,
+) -> Oddity {
     Oddity { what: what.into(), why: why.into(), what_to_do: do_.into() }
 }
 
@@ -44,6 +48,7 @@ pub(super) fn oddities(snapshot: &Snapshot, status: &Status) -> Vec<Oddity> {
         members(snapshot, status, member, &mut found);
     }
     certificate(snapshot, &mut found);
+    repositories::oddities(snapshot, &status.repositories, &mut found);
     found
 }
 

@@ -122,7 +122,7 @@ impl View {
     }
 
     /// Writers that may still publish.
-    fn live(&self) -> BTreeSet<&str> {
+    pub(super) fn live(&self) -> BTreeSet<&str> {
         self.signs().into_keys().filter(|id| !self.fates.contains_key(*id)).collect()
     }
 

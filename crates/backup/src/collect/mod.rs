@@ -50,6 +50,11 @@ impl Repository {
         self.decide(&view, silent).await
     }
 
+    /// Is anybody writing a backup, as far as is known?
+    pub async fn has_live_writers(&self) -> Result<bool> {
+        Ok(!self.view(0).await?.live().is_empty())
+    }
+
     /// Removes what neither a backup nor a live writer needs; returns what went. Look at
     /// [`Plan::blocked`]: not empty means that something is damaged, and that packs were kept for it.
     pub async fn collect(&self, now_unix_ms: u64) -> Result<Plan> {

@@ -7,6 +7,8 @@
 
 mod fetch;
 mod names;
+mod trim;
+mod verify;
 mod writer;
 
 pub use fetch::{Fetched, Piece, WalList};

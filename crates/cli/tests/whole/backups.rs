@@ -152,6 +152,59 @@ fn backups_are_asked_for_and_refused_in_words() {
         cluster.at("m1", &["restore", "--target", target, "--to-time", "2020-01-01T00:00:00Z"]);
     assert!(code == 1 && err.contains("begins at"), "{err}");
 
+    // Everything is read; a restore is proved, and the time it took is known.
+    let verified = json(&cluster.ok(&["--json", "backup", "verify"]));
+    assert_eq!((&verified["backups"], &verified["damages"]), (&1.into(), &Value::Array(vec![])));
+    let drill = |check: &str| {
+        let target = shared_folder(&cluster, "spare").join("data");
+        let words = ["--json", "drill", "restore", "--target", target.to_str().unwrap()];
+        let done = cluster.at("m1", &[&words[..], &["--check", check]].concat());
+        assert!(!target.exists(), "what was tried is removed");
+        std::fs::remove_dir_all(target.parent().unwrap()).unwrap();
+        done
+    };
+    let (code, _, err) = drill("psql -Atc 'select 1/0'");
+    assert!(code == 1 && err.contains("division by zero"), "{err}");
+    cluster.until("a drill that failed is odd", |cluster| {
+        cluster.ok(&["status"]).contains("the last drill could not restore").then_some(())
+    });
+    let (code, out, err) = drill("psql -Atc 'select count(*) from w'");
+    assert_eq!(code, 0, "{err}");
+    let proof = json(&out);
+    assert!(proof["rto_ms"].as_u64() > Some(0) && proof["checks"].as_array().unwrap().len() == 2);
+    let status = cluster.until("the proof is known", |cluster| {
+        let status = cluster.status()?;
+        status["repositories"][0]["proved"]["Ok"]["rto_ms"].as_u64()?;
+        Some(status)
+    });
+    assert!(!status["oddities"].to_string().contains("drill"), "{status}");
+    cluster.ok(&["config", "set", "backup_rto_ms=1", "backup_keep_last=1"]);
+    cluster.until("the target is missed", |cluster| {
+        cluster.ok(&["status"]).contains("backup_rto_ms").then_some(())
+    });
+
+    // What is too much goes with the next backup, or at once; what would go is shown first.
+    cluster.ok(&["backup", "hold", "latest"]);
+    cluster.ok(&["backup", "run"]);
+    let plan = json(&cluster.ok(&["--json", "backup", "prune", "--dry-run"]));
+    assert_eq!(plan[0]["reasons"], Value::Array(vec!["held".into()]));
+    cluster.ok(&["backup", "hold", plan[0]["id"].as_str().unwrap(), "--release"]);
+    let (code, _, err) = cluster.at("m1", &["backup", "prune"]);
+    assert!(code == 2 && err.contains("--yes"), "{err}");
+    let pruned = json(&cluster.ok(&["--json", "backup", "prune", "--yes"]));
+    assert_eq!(pruned["backups"].as_array().unwrap().len(), 1, "{pruned}");
+    let verified = json(&cluster.ok(&["--json", "backup", "verify"]));
+    assert_eq!((&verified["backups"], &verified["damages"]), (&1.into(), &Value::Array(vec![])));
+
+    // By itself, too.
+    cluster.ok(&["config", "set", "backup_interval_ms=3s"]);
+    cluster.until("backups are made by themselves", |cluster| {
+        let listed = json(&cluster.ok(&["--json", "backup", "list"]));
+        let newest = listed["repositories"][0]["backups"].as_array()?.last()?["id"].clone();
+        (newest != plan[1]["id"]).then_some(())
+    });
+    cluster.ok(&["config", "set", "backup_interval_ms=0"]);
+
     // The folder goes away: it is said, and comes back by itself.
     let away = cluster.folder.path().join("away");
     std::fs::rename(&folder, &away).unwrap();
