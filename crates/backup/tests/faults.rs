@@ -8,7 +8,7 @@ use common::{
     Fixture, noise, quick_dir,
     s3::{Fault, HASTE, Server},
     tree,
-    wrapped::Wrapped,
+    wrapped::{Then, Wrapped},
     write,
 };
 use sempre_backup::{
@@ -90,8 +90,8 @@ async fn a_store_that_goes_away_harms_nothing() -> Result<()> {
         let mut fixture = with_one_backup(Fixture::quick().await?).await?;
         let wrapped = Wrapped::new(fixture.repository.store.clone(), move |call| {
             let then = match call.number >= from {
-                true => common::wrapped::Then::Fail("No such device"),
-                false => common::wrapped::Then::Go,
+                true => Then::Fail("No such device"),
+                false => Then::Go,
             };
             Box::pin(async move { then })
         });
@@ -106,6 +106,20 @@ async fn a_store_that_goes_away_harms_nothing() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A network file system asks again when an answer was lost, and then says that there is one already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_finds_itself_published_was_not_given_up() -> Result<()> {
+    let mut fixture = with_one_backup(Fixture::quick().await?).await?;
+    let wrapped = Wrapped::new(fixture.repository.store.clone(), |call| {
+        let publishes = call.doing == "write" && call.key.starts_with("backups/");
+        Box::pin(async move { if publishes { Then::GoTwice } else { Then::Go } })
+    });
+    let through = fixture.through(wrapped).await?;
+    let backup = back_up(&through, &fixture.data(), fixture.now + 500).await?;
+    fixture.expected.insert(backup.id.clone(), tree(&fixture.data()));
+    fixture.check(&backup).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
