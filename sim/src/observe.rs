@@ -209,6 +209,7 @@ impl World {
             old_grant_ms: voter.old_grant_ms(now),
             grant_ms: voter.grant_ms(generation, now),
             hand_over_ready: agent.hand_over_ready,
+            warming: false,
             lease: lease
                 .map(|until| LeaseView { generation, remaining_ms: until.saturating_sub(now) }),
             heard,

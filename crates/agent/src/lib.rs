@@ -12,6 +12,7 @@
 //! * [`setup`]: `init` and `join`;
 //! * [`run`]: the daemon.
 
+mod backups;
 mod certificate;
 pub mod clock;
 pub mod config;
@@ -38,5 +39,6 @@ mod service;
 pub mod setup;
 mod state;
 mod vouching;
+mod warmth;
 
 pub use config::Config;

@@ -9,11 +9,13 @@ mod upkeep;
 pub use shown::Shown;
 
 use crate::{
+    backups::BackupView,
     clock,
     executor::{Done, Executor, Job},
     hello::{Answer, Hello},
     membership, routing,
     state::{Report, State},
+    warmth::Warmth,
 };
 use sempre_api::codes;
 use sempre_consensus::Consensus;
@@ -83,6 +85,8 @@ pub enum Event {
     LongestWritten(u64),
     /// Progress of a long job, in words.
     Busy(Option<String>),
+    /// What this member does for backups.
+    Backups(Box<BackupView>),
     /// The config file or the record asks for the configuration to be written again.
     Rewrite,
 }
@@ -125,6 +129,7 @@ pub struct Looper {
     pub settings_change: u64,
     pub reconnecting: bool,
     pub table_key: Option<Table>,
+    pub warmth: Warmth,
 }
 
 impl Looper {
@@ -221,6 +226,7 @@ impl Looper {
                 self.writing_longest = false;
                 self.state.voter.written(longest_ms);
             }
+            Event::Backups(view) => self.state.backups = *view,
             Event::Busy(busy) => self.state.busy = busy,
             Event::Rewrite => {
                 self.settings_change += 1;
@@ -413,6 +419,7 @@ impl Looper {
     fn act(&mut self) {
         let now = clock::now_ms();
         self.acted = now;
+        self.warm_up(now);
         if self.news && now >= self.last_beat + NEWS_PAUSE_MS {
             self.beat();
         }
@@ -422,6 +429,16 @@ impl Looper {
         self.step(now);
         self.lead(now);
         self.show(now);
+    }
+
+    /// Looks how the warm-up before a switchover goes.
+    fn warm_up(&mut self, now: Millis) {
+        let voters = self.state.voters();
+        let warming = self.warmth.look(&self.state, &voters, now);
+        if warming != self.state.warming {
+            self.news = true;
+            self.state.warming = warming;
+        }
     }
 
     /// A newer generation is promised as soon as it is known: durably first, then in effect.

@@ -36,6 +36,7 @@ pub fn table(state: &State, hosts: &BTreeMap<MemberId, Vec<String>>, now: Millis
         },
         ..Table::default()
     };
+    table.warm = state.warming.target.as_ref().and_then(|to| record.member(to)).map(target);
     let primary = record.primary.as_ref().and_then(|p| record.member(p));
     let leading = primary.and_then(|p| database(state, &p.name, now));
     match (&record.phase, primary, &leading) {

@@ -2,6 +2,7 @@
 
 use crate::{
     Config,
+    backups::Keeper,
     certificate::{Renewal, certificate_addresses},
     clock,
     data_plane::DataPlane,
@@ -17,6 +18,7 @@ use crate::{
     rest_tls, route_style,
     service::{PeerVerifier, Service},
     state::State,
+    warmth::{Followers, Warmth},
 };
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -111,6 +113,7 @@ pub async fn run(
     let (shown_in, shown) = watch::channel(Arc::new(Shown::empty(&state)));
     let _ = handler.shown.set(shown.clone());
     let (table_in, table) = watch::channel(Arc::new(Table::default()));
+    let followers = Followers::default();
     let service = Arc::new(Service {
         consensus: consensus.clone(),
         shown: shown.clone(),
@@ -118,6 +121,7 @@ pub async fn run(
         identity: identity.clone(),
         events: events_in.clone(),
         routers: Mutex::new(Vec::new()),
+        followers: followers.clone(),
         instance: (config.kind == MemberKind::Data).then(|| executor.instance.clone()),
     });
     let transport_of_rest = rest_tls::transport(&config.rest, identity.clone())?;
@@ -166,6 +170,11 @@ pub async fn run(
         let keeper = SlotKeeper::new(executor.clone(), consensus.clone(), shown, events);
         tasks.spawn(keeper.run());
     }
+    // The very binary that runs, even when its file was replaced by an upgrade.
+    let program = "/proc/self/exe".into();
+    let (to_loop, view) = (events_in.clone(), shown.clone());
+    let keeper = Keeper::new(executor.clone(), consensus.clone(), view, to_loop, program);
+    tasks.spawn(keeper.run());
     tracing::info!(member = %who.name, node = who.node, "running");
     let looper = Looper {
         state,
@@ -192,6 +201,7 @@ pub async fn run(
         settings_change: 0,
         reconnecting: false,
         table_key: None,
+        warmth: Warmth::new(&routers, followers),
     };
     let looping = tokio::spawn(looper.run(events, stop.clone()));
     let manager = Arc::new(Manager::from_env());

@@ -1,17 +1,19 @@
 //! What REST and routing ask of the agent.
 
 use crate::{
+    backups::Orders,
     clock,
     looper::{Event, Shown},
     majority,
     peers::{VERIFY, holds},
     route_view,
+    warmth::Followers,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use sempre_api::{
-    Action, ActionError, AgentView, Backend, Code, PoolView, RaftView, Seen, Snapshot,
-    action::Done, apply_policy_changes, codes,
+    Action, ActionError, AgentView, Backend, BackupRequest, Code, PoolView, RaftView, Seen,
+    Snapshot, action::Done, apply_policy_changes, codes,
 };
 use sempre_consensus::{Consensus, ProposeError};
 use sempre_decide::{LeaderView, leader, restart::standbys_first, sync::fences_needed};
@@ -42,6 +44,8 @@ pub struct Service {
     pub identity: Arc<Identity>,
     pub events: mpsc::Sender<Event>,
     pub routers: Mutex<Vec<Arc<Router>>>,
+    /// Routers beside applications.
+    pub followers: Followers,
     /// PostgreSQL's programs here, to ask them; none on a witness.
     pub instance: Option<Instance>,
 }
@@ -512,7 +516,15 @@ impl Backend for Service {
         }
     }
 
-    async fn route(&self, after: u64, wait: Duration) -> serde_json::Value {
+    async fn backups(&self, request: BackupRequest) -> Result<serde_json::Value, ActionError> {
+        let orders = Orders { consensus: self.consensus.clone(), shown: self.shown.clone() };
+        orders.answer(request).await
+    }
+
+    async fn route(&self, after: u64, wait: Duration, warming: bool) -> serde_json::Value {
+        if warming {
+            self.followers.warming();
+        }
         let mut table = self.table.clone();
         if after != 0 {
             let newer = table.wait_for(|t| t.version != after);

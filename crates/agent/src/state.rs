@@ -2,9 +2,11 @@
 //! applies them here.
 
 use crate::{
+    backups::BackupView,
     clock,
     hello::{Answer, Hello, Renewal},
     member_dir::{Applied, Who},
+    warmth::Warming,
 };
 use sempre_consensus::Standing;
 use sempre_decide::{
@@ -77,10 +79,14 @@ pub struct State {
     pub not_streaming_since: Option<Millis>,
     pub fenced: Option<Fenced>,
     pub hand_over_ready: bool,
+    /// The warm-up before a switchover.
+    pub warming: Warming,
     pub settings_differ: bool,
     pub pending_restart: Vec<String>,
     pub hba_trouble: Option<String>,
     pub notes: Vec<String>,
+    /// What this member does for backups.
+    pub backups: BackupView,
     phase_key: (Generation, &'static str, Option<MemberId>),
 }
 
@@ -126,10 +132,12 @@ impl State {
             not_streaming_since: None,
             fenced: None,
             hand_over_ready: false,
+            warming: Warming::default(),
             settings_differ: false,
             pending_restart: Vec::new(),
             hba_trouble: None,
             notes: Vec::new(),
+            backups: BackupView::default(),
             phase_key: key(&record),
             record,
         }
@@ -381,10 +389,13 @@ impl State {
             old_grant_ms: self.voter.old_grant_ms(now),
             grant_ms: self.voter.grant_ms(generation, now),
             hand_over_ready: self.hand_over_ready,
+            warming: self.warming.at_it,
             lease: self
                 .lease_until(now)
                 .map(|until| LeaseView { generation, remaining_ms: until.saturating_sub(now) }),
             heard,
+            archives: self.backups.archives.clone(),
+            backing_up: self.backups.backing_up.clone(),
             busy: self.busy.clone(),
             notes: self
                 .notes

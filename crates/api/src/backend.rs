@@ -2,6 +2,7 @@
 
 use crate::{
     action::{Action, Done},
+    backup::BackupRequest,
     codes::ActionError,
     snapshot::{PoolView, Snapshot},
 };
@@ -21,8 +22,12 @@ pub trait Backend: Send + Sync + 'static {
     /// whoever can do it.
     async fn act(&self, action: Action) -> Result<Done, ActionError>;
 
-    /// The routing table, once it is newer than `after`, or after `wait` as it is.
-    async fn route(&self, after: u64, wait: Duration) -> serde_json::Value;
+    /// Answers what is asked about backups, or has it done.
+    async fn backups(&self, request: BackupRequest) -> Result<serde_json::Value, ActionError>;
+
+    /// The routing table, once it is newer than `after`, or after `wait` as it is. `warming`: who
+    /// asks still logs sessions in to the target of a switchover.
+    async fn route(&self, after: u64, wait: Duration, warming: bool) -> serde_json::Value;
 
     /// Is this member, at this very moment, the lease-holding primary of `generation`, with
     /// clients let in?

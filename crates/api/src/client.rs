@@ -3,6 +3,7 @@
 
 use crate::{
     action::{Action, Done},
+    backup::BackupRequest,
     codes::{self, ActionError},
     status::Status,
 };
@@ -189,6 +190,16 @@ impl Client {
             });
         }
         read(&answer)
+    }
+
+    /// Asks about backups, or for one.
+    pub async fn backups<T: DeserializeOwned>(
+        &self,
+        request: &BackupRequest,
+        within: Duration,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_value(request).unwrap_or_default();
+        read(&self.send(Method::POST, "/v1/backups", &body, within).await?)
     }
 
     async fn send(

@@ -174,6 +174,18 @@ codes! {
     61 BAD_ANSWER 502 "A member's answer cannot be read"
         "What answered is not sempre, or is a version that is too different."
         "Check the address, and that all members run versions near to each other."
+    70 UNKNOWN_REPOSITORY 404 "There is no such repository"
+        "Backups go into repositories that the cluster knows by name; it knows none of this name, or several and none was named."
+        "`sempre backup list` shows them; `sempre backup init NAME --folder PATH` makes one; `--repository NAME` names one."
+    71 REPOSITORY 500 "The repository cannot be used"
+        "Something is wrong with the place, the key or the objects of a backup repository; the message says what."
+        "Check that the folder or store is there and writable for this member's system user. `sempre backup verify` reads every object."
+    72 NOT_RESTORED 500 "It was not restored"
+        "The restore did not come to its end; the message says why. The repository is as it was, and the database that runs is not touched."
+        "`sempre backup list` shows what can be restored. What is in the target folder is of no use; restore over it with --delta, or remove it."
+    73 NOT_BACKED_UP 500 "No backup was made"
+        "The base backup did not come to its end; the message says why. Earlier backups are as they were."
+        "Correct the cause, and run it again: what was copied already is not copied twice."
 }
 
 impl Code {

@@ -9,12 +9,14 @@
 //! * [`http`] answers the REST endpoints of this field, and sempre's own below `/v1/`;
 //! * [`policy_edit`] checks changes of the policy, key by key and as a whole;
 //! * [`codes`] is the one table of error codes; each has a page below `docs/errors/`;
-//! * [`client`] is how the CLI talks to the members.
+//! * [`client`] is how the CLI talks to the members;
+//! * [`mod@backup`] is what is asked and told about backups.
 //!
 //! Only [`http`] and [`client`] do IO. What changes something goes through [`Backend::act`].
 
 pub mod action;
 pub mod backend;
+pub mod backup;
 pub mod client;
 pub mod codes;
 pub mod http;
@@ -28,6 +30,7 @@ mod words;
 
 pub use action::{Action, Done};
 pub use backend::Backend;
+pub use backup::BackupRequest;
 pub use client::{Client, ClientError};
 pub use codes::{ActionError, Code};
 pub use http::{ApiError, ApiServer, Clear, Transport, serve, serve_with};

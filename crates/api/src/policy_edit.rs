@@ -135,6 +135,11 @@ pub const KEYS: &[Key] = &[
         Unit::Milliseconds,
         "Switchover: how long sessions may finish what they do before they are closed.",
     ),
+    key(
+        "switchover_warm_up_ms",
+        Unit::Milliseconds,
+        "Switchover: how long it may wait while routing logs the sessions in to the target ahead of it; 0: it does not.",
+    ),
     key("switchover_max_lag_bytes", Unit::Bytes, "Switchover: how far behind the target may be."),
     key("route_max_lag_bytes", Unit::Bytes, "Read-only routing: how far behind a standby may be."),
     key(

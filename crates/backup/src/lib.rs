@@ -15,6 +15,7 @@ mod seal;
 mod source;
 mod store;
 mod verify;
+mod wal;
 mod write;
 mod writer;
 
@@ -30,5 +31,6 @@ pub use retention::{Reason, Retention, Verdict, oldest_needed_wal};
 pub use source::{CONTROL_FILE, Source, SourceWhat, list};
 pub use store::{Append, Folder, Listed, Patience, S3, S3Config, Store};
 pub use verify::{Damage, Harm, Verified, VerifyOptions};
+pub use wal::{Fetched, Piece, SegmentName, WalList, WalWriter, segment_name};
 pub use write::{BLOCK_BYTES, Options, Writing};
 pub use writer::{LEASE, Writer};

@@ -33,7 +33,6 @@ const CONTENT_MAX: usize = 1 << 30;
 /// What an object is. Numbers are for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
-#[allow(dead_code)] // WAL comes next
 pub enum Kind {
     /// An epoch key, wrapped by the backup key.
     Key = 1,
@@ -51,6 +50,8 @@ pub enum Kind {
     Wal = 7,
     /// A WAL segment that grows.
     OpenWal = 8,
+    /// A timeline's history.
+    History = 9,
     /// A mark on a backup: forgotten, held.
     Mark = 10,
 }
@@ -145,7 +146,6 @@ impl Sealer {
         Place { offset, bytes: u32_of(LENGTH_BYTES + sealed) }
     }
 
-    #[cfg(test)]
     /// What was made since the last call, for an object that grows.
     pub fn take(&mut self) -> Bytes {
         self.begin += self.content.len() as u64;

@@ -52,7 +52,8 @@ pub async fn run(scene: &Scene, task: Task) -> Result<(), Fail> {
         }
         Task::Restart { member, at: Some(at), .. } => {
             let (only_if, timeout_seconds) = (RestartConditions::default(), None);
-            let wish = ScheduledRestart { at_unix_ms: moment(&at)?, only_if, timeout_seconds };
+            let wish =
+                ScheduledRestart { at_unix_ms: moment(&at, "--at")?, only_if, timeout_seconds };
             simple(scene, &client, Action::ScheduleRestart { member, wish }).await
         }
         Task::Restart { member, .. } => restart(scene, &client, member).await,
@@ -115,7 +116,7 @@ async fn switchover(
     at: Option<&str>,
     yes: bool,
 ) -> Result<(), Fail> {
-    let at_unix_ms = at.map(moment).transpose()?;
+    let at_unix_ms = at.map(|at| moment(at, "--at")).transpose()?;
     let before = client.status().await?;
     let target = to.as_ref().map_or("the best standby", |member| member.as_str());
     let when = at.map(|at| format!(" at {at}")).unwrap_or_default();
@@ -129,14 +130,14 @@ async fn switchover(
     change::ask_and_wait(scene, client, &before, action, &title).await
 }
 
-fn moment(text: &str) -> Result<u64, Fail> {
+pub fn moment(text: &str, option: &str) -> Result<u64, Fail> {
     units::parse_time(text).map_err(|error| {
         let why = match error {
             units::BadTime::NoZone => "it has no time zone",
             units::BadTime::Unreadable => "it is not a time",
         };
         Fail::usage(
-            format!("`{text}` cannot be used as --at"),
+            format!("`{text}` cannot be used as {option}"),
             why,
             "Write it like 2026-01-31T03:00:00Z or 2026-01-31T03:00:00+01:00.",
         )

@@ -153,6 +153,29 @@ pub enum Task {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Backups: repositories, base backups, what can be restored
+    Backup {
+        /// What to do.
+        #[command(subcommand)]
+        task: BackupTask,
+    },
+    /// Bring a database back, to any moment, into a folder of its own
+    ///
+    /// Runs as the config's `user` when started as root. The cluster goes on meanwhile.
+    Restore(Box<RestoreHow>),
+    /// Do one job for an agent (started by `run`)
+    #[command(hide = true)]
+    Worker,
+    /// Bring one file of WAL to a server that recovers (its `restore_command`)
+    #[command(hide = true)]
+    RestoreWal {
+        /// Where `restore` serves from
+        spool: PathBuf,
+        /// The file
+        file: String,
+        /// Where to
+        target: PathBuf,
+    },
     /// The routing part alone
     Route {
         /// What to do.
@@ -175,6 +198,138 @@ pub enum ConfigTask {
     },
     /// Change all of it in an editor ($VISUAL, $EDITOR)
     Edit,
+}
+
+/// `sempre backup ...`.
+#[derive(Debug, Subcommand)]
+pub enum BackupTask {
+    /// Make a repository; from then on the cluster's WAL is kept in it
+    Init {
+        /// Its name
+        name: String,
+        /// In this folder: empty or absent, writable for the members' system user, and on another
+        /// machine or disk than the databases (a network file system, say)
+        #[arg(long, value_name = "PATH")]
+        folder: PathBuf,
+        /// Who can reach it there; without: every member
+        #[arg(long = "member", value_name = "MEMBER")]
+        members: Vec<MemberId>,
+    },
+    /// Keep nothing in a repository any more; what is in it stays
+    Detach {
+        /// Its name
+        name: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Make a base backup, of a standby where there is one
+    Run {
+        /// Where to, if there are several repositories
+        #[arg(long, value_name = "NAME")]
+        repository: Option<String>,
+        /// Of this member
+        #[arg(long, value_name = "MEMBER")]
+        member: Option<MemberId>,
+        /// Store everything anew, even what the backup before has
+        #[arg(long)]
+        full: bool,
+    },
+    /// List the backups, and draw what can be restored
+    List {
+        /// Of this repository alone
+        #[arg(long, value_name = "NAME")]
+        repository: Option<String>,
+    },
+    /// Show one backup
+    Show {
+        /// Its name, the beginning of it, or `latest`
+        backup: String,
+        /// In this repository
+        #[arg(long, value_name = "NAME")]
+        repository: Option<String>,
+    },
+    /// Forget a backup; says first what can no longer be restored then
+    Forget {
+        /// Its name, or the beginning of it
+        backup: String,
+        /// In this repository
+        #[arg(long, value_name = "NAME")]
+        repository: Option<String>,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Keep a backup whatever is forgotten otherwise, or no longer (--release)
+    Hold {
+        /// Its name, or the beginning of it
+        backup: String,
+        /// In this repository
+        #[arg(long, value_name = "NAME")]
+        repository: Option<String>,
+        /// Why
+        #[arg(long, default_value = "", value_name = "TEXT")]
+        reason: String,
+        /// End the hold
+        #[arg(long)]
+        release: bool,
+    },
+    /// Print the key that opens a repository: keep it where the machines are not
+    Key {
+        /// Of this repository
+        #[arg(long, value_name = "NAME")]
+        repository: Option<String>,
+    },
+}
+
+/// `sempre restore ...`.
+#[derive(Debug, Args)]
+pub struct RestoreHow {
+    /// The folder to restore into: it becomes a data directory
+    #[arg(long, value_name = "DIR")]
+    pub target: PathBuf,
+    /// To this moment, such as `2026-01-31T03:00:00Z`; what was committed later is left out
+    #[arg(long, value_name = "TIME", group = "goal")]
+    pub to_time: Option<String>,
+    /// To this position
+    #[arg(long, value_name = "LSN", group = "goal")]
+    pub to_lsn: Option<sempre_model::Lsn>,
+    /// To a restore point made with `pg_create_restore_point`
+    #[arg(long, value_name = "NAME", group = "goal")]
+    pub to_name: Option<String>,
+    /// To this transaction, with it
+    #[arg(long, value_name = "XID", group = "goal")]
+    pub to_transaction: Option<u64>,
+    /// To this transaction, without it
+    #[arg(long, value_name = "XID", group = "goal")]
+    pub before_transaction: Option<u64>,
+    /// To the end of the base backup itself
+    #[arg(long, group = "goal")]
+    pub to_backup: bool,
+    /// From this backup (a name, the beginning of it, or `latest`); without: the nearest before
+    #[arg(long, value_name = "BACKUP")]
+    pub backup: Option<String>,
+    /// Over what is in the target: what is right stays, what differs is replaced, the rest goes
+    #[arg(long)]
+    pub delta: bool,
+    /// From this repository of the cluster
+    #[arg(long, value_name = "NAME", conflicts_with = "folder")]
+    pub repository: Option<String>,
+    /// From the repository in this folder, when no member answers any more
+    #[arg(long, value_name = "PATH", requires = "key_file")]
+    pub folder: Option<PathBuf>,
+    /// The file with the key that `sempre backup key` printed
+    #[arg(long, value_name = "FILE", requires = "folder")]
+    pub key_file: Option<PathBuf>,
+    /// Another place for a tablespace, by object id
+    #[arg(long = "tablespace", value_name = "OID=DIR")]
+    pub tablespaces: Vec<String>,
+    /// PostgreSQL's programs, if they are not found by themselves
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Option<PathBuf>,
+    /// The system user to restore as, when started as root without a config file
+    #[arg(long, value_name = "NAME", default_value = "postgres")]
+    pub user: String,
 }
 
 /// `sempre route ...`.

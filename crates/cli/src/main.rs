@@ -8,6 +8,7 @@
 
 mod act;
 mod arguments;
+mod backup;
 mod change;
 mod config;
 mod connect;
@@ -17,10 +18,12 @@ mod logs;
 mod member;
 mod privileges;
 mod recover;
+mod restore;
 mod route;
 mod route_style;
 mod show;
 mod terminal;
+mod worker;
 
 use clap::Parser;
 use fail::Fail;
@@ -77,6 +80,9 @@ fn dispatch(arguments: arguments::Arguments) -> Result<(), Fail> {
             _ => Err(Fail::new("the guard ended", "its last words are above", "")),
         },
         Task::Recover { yes } => recover::run(&scene, yes),
+        Task::Restore(how) => restore::run(&scene, &how),
+        Task::Worker => worker::run(),
+        Task::RestoreWal { spool, file, target } => restore::serve(&spool, &file, &target),
         Task::Demo(how) => demo::run(&scene, &how),
         Task::Route { task: arguments::RouteTask::Run(how) } => route::run(&how),
         task => connect::block_on(async {
@@ -84,6 +90,7 @@ fn dispatch(arguments: arguments::Arguments) -> Result<(), Fail> {
                 Task::Status { watch } => show::status(&scene, watch).await,
                 Task::History => show::history(&scene).await,
                 Task::Events { follow } => show::events(&scene, follow).await,
+                Task::Backup { task } => backup::run(&scene, task).await,
                 Task::Config { task } => config::run(&scene, task).await,
                 task => act::run(&scene, task).await,
             }

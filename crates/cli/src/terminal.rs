@@ -107,3 +107,59 @@ impl Drop for Progress {
         }
     }
 }
+
+/// A bar for bytes on standard error, with rate and time left; a line now and then where there is no
+/// terminal.
+#[derive(Debug)]
+pub struct Bar {
+    bar: Option<ProgressBar>,
+    what: String,
+    told: std::cell::Cell<u64>,
+}
+
+impl Bar {
+    /// Begins.
+    pub fn start(what: impl Into<String>) -> Self {
+        let what = what.into();
+        let terminal = io::stderr().is_terminal()
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let bar = terminal.then(|| {
+            let bar = ProgressBar::new(0);
+            let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar.set_message(what.clone());
+            bar
+        });
+        if bar.is_none() {
+            eprintln!("{what}");
+        }
+        Self { bar, what, told: std::cell::Cell::new(0) }
+    }
+
+    /// So far.
+    pub fn at(&self, done_bytes: u64, total_bytes: u64) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(total_bytes);
+                bar.set_position(done_bytes);
+            }
+            None => {
+                let tenth = done_bytes.saturating_mul(10).checked_div(total_bytes).unwrap_or(0);
+                if tenth > self.told.get() {
+                    self.told.set(tenth);
+                    eprintln!("{} {} %", self.what, tenth * 10);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

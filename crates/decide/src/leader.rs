@@ -302,12 +302,23 @@ fn begin_hand_over(view: &LeaderView, why_not: &mut Vec<String>) -> Option<Chang
             why_not.push(format!("switchover: {why}"));
             None
         }
+        Ok(_) if !warming(view).is_empty() => {
+            let names: Vec<_> = warming(view).iter().map(|m| m.as_str()).collect();
+            why_not.push(format!("switchover: sessions are warmed up by {}", names.join(", ")));
+            None
+        }
         Ok(_) if !view.observation(primary)?.hand_over_ready => {
             why_not.push(format!("switchover: {primary} is still doing its checkpoint"));
             None
         }
         Ok(to) => Some(Change::BeginHandOver { expect: view.record.generation, to }),
     }
+}
+
+/// Whose routing still logs sessions in to the target of a switchover. Each limits that by itself.
+pub(crate) fn warming<'a>(view: &'a LeaderView) -> Vec<&'a MemberId> {
+    let names = view.heard.keys();
+    names.filter(|name| view.observation(name).is_some_and(|o| o.warming)).collect()
 }
 
 /// Who a switchover goes to, or why to nobody. The API asks this as well, before it accepts the

@@ -10,6 +10,7 @@
 //!
 //! Times are [`Millis`]: milliseconds of the deciding member's own monotonic clock.
 
+pub mod archive;
 pub mod detect;
 pub mod leader;
 pub mod lease;

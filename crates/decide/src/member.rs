@@ -4,7 +4,7 @@
 //! A member acts only on a record at least as new as what it promised ([`Local::promised`]):
 //! one that restarted with an older record stays fenced until it has caught up.
 
-use crate::{LeaderView, Millis, detect, sync::enforceable};
+use crate::{LeaderView, Millis, detect, leader, sync::enforceable};
 use sempre_model::{
     Generation, MemberId, MemberKind, Record, SyncSet,
     observation::{Database, ProcessState, Role},
@@ -280,7 +280,9 @@ fn hand_over(local: &Local) -> Option<Step> {
             let due = wish.at_unix_ms.is_none_or(|at| at <= local.view.now_unix_ms);
             let ready =
                 local.view.heard.get(local.view.me).is_some_and(|h| h.observation.hand_over_ready);
-            (due && !ready).then_some(Step::Checkpoint)
+            // A checkpoint that is long ago is of little use.
+            let warm = leader::warming(&local.view).is_empty();
+            (due && warm && !ready).then_some(Step::Checkpoint)
         }
         _ => None,
     }

@@ -411,3 +411,18 @@ fn the_primary_does_not_restart_before_standbys_that_must_have_a_parameter_first
     all.database("m2").pending_restart = vec!["shared_buffers".into()];
     assert_eq!(proposed(&all), Some(("restart-on-schedule", restart("m0", DUE, None))));
 }
+
+#[test]
+fn a_switchover_waits_for_those_who_say_that_they_warm_up_sessions() {
+    let mut all = Cluster3::serving("m1");
+    all.record.switchover = Some(Switchover { to: Some(name("m2")), at_unix_ms: None });
+    all.word("m0").hand_over_ready = true;
+    all.word("m2").warming = true;
+    let decision = sempre_decide::leader::decide(&all.view());
+    assert_eq!(decision.proposal, None);
+    assert_eq!(decision.why_not, ["switchover: sessions are warmed up by m2"]);
+    // Not for one that is not heard any more: nobody but itself knows when its time is over.
+    all.silent_for("m2", 600);
+    all.record.switchover = Some(Switchover { to: Some(name("m1")), at_unix_ms: None });
+    assert_eq!(proposed(&all).map(|(rule, _)| rule), Some("begin-hand-over"));
+}

@@ -274,6 +274,10 @@ fn nothing_is_thrown_away_before_the_new_primary_is_confirmed_unless_nobody_else
 fn a_checkpoint_comes_before_a_hand_over() {
     let mut situation = serving("m0");
     situation.all.record.switchover = Some(Switchover { to: None, at_unix_ms: None });
+    // Not while sessions are warmed up, by whomever: it would be long ago then.
+    situation.all.word("m2").warming = true;
+    assert_eq!(situation.next(), None);
+    situation.all.word("m2").warming = false;
     assert_eq!(situation.next(), Some(("hand-over", Step::Checkpoint)));
     situation.all.word("m0").hand_over_ready = true;
     assert_eq!(situation.next(), None);

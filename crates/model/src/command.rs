@@ -2,6 +2,7 @@
 //! result, so a command carries all it needs, and says what it expects to find.
 
 use crate::{
+    backup::BackupChange,
     ids::{Generation, Lsn, MemberId, NodeId, Timeline},
     member::{Member, MemberKind},
     policy::{Policy, PolicyError},
@@ -183,6 +184,8 @@ pub enum Change {
     ReinitDone(MemberId),
     /// A right to join.
     IssueToken(JoinToken),
+    /// What the record knows of backups.
+    Backup(Box<BackupChange>),
     /// Something happened that is worth keeping.
     Note {
         /// The rule that fired.
@@ -606,6 +609,7 @@ impl Record {
                 self.tokens.push(token.clone());
                 event("token", "join token issued".into())
             }
+            Change::Backup(change) => self.change_backups(at, change),
             Change::Note { rule, text } => event(rule, text.clone()),
         }
     }

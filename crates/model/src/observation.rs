@@ -1,6 +1,7 @@
 //! What a member says of itself and of those it hears, with each heartbeat.
 
 use crate::{
+    backup::{ArchiveView, BackupProgress},
     ids::{Generation, Lsn, MemberId, NodeId, Timeline},
     record::{Fenced, SyncSet},
 };
@@ -182,10 +183,20 @@ pub struct Observation {
     /// Primary: it has done its checkpoint, so that a hand-over will be quick.
     #[serde(default)]
     pub hand_over_ready: bool,
+    /// Its routing, or one beside an application that it knows of, still logs sessions in to the
+    /// target of a switchover.
+    #[serde(default)]
+    pub warming: bool,
     /// The lease it holds.
     pub lease: Option<LeaseView>,
     /// Whom it hears, by path.
     pub heard: BTreeMap<MemberId, Vec<PathView>>,
+    /// WAL that it keeps in repositories, by repository.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub archives: BTreeMap<String, ArchiveView>,
+    /// Base backups that it is making, by repository.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub backing_up: BTreeMap<String, BackupProgress>,
     /// What it is busy with, in words (cloning, rewinding, ...).
     pub busy: Option<String>,
     /// Database + agent trouble, in words, for `status`.
@@ -215,8 +226,11 @@ impl Observation {
             old_grant_ms: 0,
             grant_ms: 0,
             hand_over_ready: false,
+            warming: false,
             lease: None,
             heard: BTreeMap::new(),
+            archives: BTreeMap::new(),
+            backing_up: BTreeMap::new(),
             busy: None,
             notes: Vec::new(),
             at_unix_ms: 0,

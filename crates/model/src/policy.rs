@@ -74,6 +74,9 @@ pub struct Policy {
     pub on_crash: OnCrash,
     /// Switchover: how long sessions may finish what they do before they are closed, ms.
     pub drain_timeout_ms: u64,
+    /// Switchover: how long sessions may take to log in to the target ahead of it, ms; 0: they do
+    /// not.
+    pub switchover_warm_up_ms: u64,
     /// Switchover: how far behind, in bytes, the target may be.
     pub switchover_max_lag_bytes: u64,
     /// Read-only routing: how far behind, in bytes, a standby may be.
@@ -119,6 +122,7 @@ impl Default for Policy {
             fast_promotion: false,
             on_crash: OnCrash::Auto,
             drain_timeout_ms: 1_000,
+            switchover_warm_up_ms: 5_000,
             switchover_max_lag_bytes: 16 << 20,
             route_max_lag_bytes: 16 << 20,
             route_read_only_fallback: true,

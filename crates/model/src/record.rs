@@ -2,6 +2,7 @@
 //! [`crate::Command`].
 
 use crate::{
+    backup::Backups,
     ids::{Generation, Lsn, MemberId, NodeId, Timeline},
     member::{Member, MemberKind},
     policy::Policy,
@@ -266,6 +267,9 @@ pub struct Record {
     pub scheduled_restarts: BTreeMap<MemberId, ScheduledRestart>,
     /// Members that are to get a fresh copy, and the record version of the wish.
     pub reinits: BTreeMap<MemberId, u64>,
+    /// What is known of backups.
+    #[serde(default)]
+    pub backups: Backups,
     /// Open and used join tokens.
     pub tokens: Vec<JoinToken>,
     /// Changes of primary, oldest first.

@@ -10,7 +10,7 @@ use crate::{Instance, Result, command, files};
 use std::{fs, path::PathBuf, time::Duration};
 
 /// How a server and the members that connect to it know each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Encryption {
     /// Nothing is set: the server's own files say. For a server that no other member reaches.
     #[default]

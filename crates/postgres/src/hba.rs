@@ -29,7 +29,7 @@ pub(crate) fn render(clients: Option<&str>, encryption: Encryption) -> String {
     let mut text = format!(
         "# Written by sempre. Client lines are those of your own pg_hba.conf, or of the record.\n\
          {probe}\
-         local all {own} scram-sha-256\n\
+         local all,replication {own} scram-sha-256\n\
          {host} all {own} all scram-sha-256{shown}\n\
          {host} replication {REPLICATION_ROLE} all scram-sha-256{shown}\n\
          # Nobody else comes in as one of sempre's own roles, whatever follows.\n\

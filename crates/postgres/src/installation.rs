@@ -17,7 +17,7 @@ const PROGRAMS: [&str; 6] =
     ["postgres", "initdb", "pg_controldata", "pg_basebackup", "pg_rewind", "pg_ctl"];
 
 /// PostgreSQL's programs of one version.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Installation {
     /// Where they are.
     pub bin_dir: PathBuf,

@@ -11,7 +11,7 @@ const SOCKET_PATH_MAX: usize = 107;
 ///
 /// What sempre writes about the server (`config_dir`) is outside the data directory, because
 /// a fresh copy or a rewind replaces all that is in there with another member's files.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Layout {
     /// PostgreSQL's data directory. Copies are made beside it, so its parent must be writable,
     /// and it must not be a mount point itself.
@@ -31,7 +31,7 @@ pub struct Layout {
 
 /// The user's own configuration files, where they are not in the data directory
 /// (Debian: `/etc/postgresql/15/main/`).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Base {
     /// `postgresql.conf`; without: the one in the data directory, if there is one.
     pub config_file: Option<PathBuf>,
@@ -42,7 +42,7 @@ pub struct Base {
 }
 
 /// One PostgreSQL server of a member.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Instance {
     /// Its programs.
     pub installation: Installation,
@@ -72,7 +72,7 @@ pub struct StartCommand {
 }
 
 /// A server to stream, clone or rewind from.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Upstream {
     /// Whose it is.
     pub member: MemberId,

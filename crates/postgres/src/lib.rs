@@ -13,6 +13,7 @@
 //! PostgreSQL refuses to run as root.
 
 mod adopt;
+mod base_backup;
 mod clone;
 mod command;
 mod config;
@@ -30,6 +31,7 @@ mod log;
 mod logical;
 mod observe;
 mod parameters;
+mod replication;
 mod rewind;
 mod roles;
 mod salvage;
@@ -42,6 +44,7 @@ mod tls;
 mod wal;
 
 pub use adopt::ServerFiles;
+pub use base_backup::{BackupBegun, BackupEnded};
 pub use clone::{CloneOptions, Progress};
 pub use config::Changed;
 pub use control::{ControlData, ControlState};
@@ -53,6 +56,7 @@ pub use installation::{Installation, VERSIONS};
 pub use instance::{Base, Instance, Layout, StartCommand, Upstream};
 pub use logical::{LogicalSlot, Xid};
 pub use parameters::{BadParameter, check_parameter, is_managed};
+pub use replication::{Identified, Replication, Streamed};
 pub use roles::{ADMIN_ROLE, REPLICATION_ROLE};
 pub use session::Session;
 pub use settings::{ServerRole, Settings, parse_sync, render_sync};

@@ -161,11 +161,18 @@ where
 /// An encrypted connection.
 pub(crate) struct Stream<S>(Box<tokio_rustls::client::TlsStream<S>>);
 
-impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Stream<S> {
-    fn channel_binding(&self) -> ChannelBinding {
+impl<S> Stream<S> {
+    /// What SCRAM is bound to; none where the RFC names no hash for the certificate.
+    pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
         let (_, connection) = self.0.get_ref();
         let certificate = connection.peer_certificates().and_then(|chain| chain.first());
-        match certificate.and_then(|certificate| end_point(certificate)) {
+        certificate.and_then(|certificate| end_point(certificate))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Stream<S> {
+    fn channel_binding(&self) -> ChannelBinding {
+        match self.end_point() {
             Some(hash) => ChannelBinding::tls_server_end_point(hash),
             None => ChannelBinding::none(),
         }

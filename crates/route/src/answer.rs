@@ -19,6 +19,8 @@ pub struct TableQuery {
     pub after: u64,
     /// Answer after this many ms with what there is.
     pub wait_ms: u64,
+    /// The router still logs sessions in to the target of a switchover ([`Table::warm`]).
+    pub warming: bool,
 }
 
 /// A table, and who says so.

@@ -23,6 +23,7 @@ impl Candidate {
             && match self.role {
                 Role::Primary => table.primary.as_ref().is_some_and(same),
                 Role::Standby => table.standbys.iter().any(|s| same(&s.target)),
+                Role::Warm => table.warm.as_ref().is_some_and(same),
             }
     }
 }

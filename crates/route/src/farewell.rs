@@ -79,6 +79,10 @@ pub(crate) fn cut_error(reason: &CutReason) -> ErrorResponse {
             "terminating connection because the standby became the primary",
             "Read-only sessions are led to standbys.".into(),
         ),
+        CutReason::Elsewhere => (
+            "terminating connection because another server is the primary",
+            "The switchover that it was made for did not happen.".into(),
+        ),
         CutReason::PathLost => (
             "terminating connection because the network path to the server is lost",
             "The server itself is alive; another path leads to it. The outcome of a commit that was not answered is unknown.".into(),

@@ -15,7 +15,7 @@ use rustls::ClientConfig;
 use sempre_model::{Generation, MemberId};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 use tokio::{
@@ -29,6 +29,8 @@ use tokio::{
 const POLL_WAIT_MS: u64 = 5_000;
 /// How much longer than that the answer may take.
 const POLL_MARGIN: Duration = Duration::from_secs(1);
+/// The same while sessions are warmed up: the member is to hear of it when that is over, ms.
+const POLL_WAIT_WARMING_MS: u64 = 100;
 /// Pause after a failed poll.
 const POLL_PAUSE: Duration = Duration::from_millis(250);
 /// Tables come at most this often from one member.
@@ -50,7 +52,11 @@ type Places = BTreeMap<MemberId, BTreeSet<Endpoint>>;
 pub struct Follower {
     places: watch::Receiver<Places>,
     tls: Option<Arc<ClientConfig>>,
+    warmed: Warmed,
 }
+
+/// For whom the router has warmed up its sessions, once there is a router.
+type Warmed = Arc<OnceLock<watch::Receiver<Option<MemberId>>>>;
 
 impl Follower {
     /// Begins to follow. `members` are host and REST port of the members, several hosts of one
@@ -65,6 +71,7 @@ impl Follower {
         let (publish_places, places) = watch::channel(Places::new());
         let (report, news) = mpsc::channel(QUEUE);
         let (beats, pulses) = mpsc::channel(QUEUE);
+        let warmed = Warmed::default();
         let mut following = Following {
             publish,
             publish_places,
@@ -76,10 +83,11 @@ impl Follower {
             beats,
             pollers: JoinSet::new(),
             tls: tls.clone(),
+            warmed: warmed.clone(),
         };
         members.into_iter().for_each(|endpoint| following.learn(endpoint));
         tokio::spawn(following.run(news, pulses));
-        (table, Arc::new(Follower { places, tls }))
+        (table, Arc::new(Follower { places, tls, warmed }))
     }
 }
 
@@ -96,6 +104,11 @@ impl Verifier for Follower {
             }
         }
         false
+    }
+
+    fn warmed(&self, warmed: watch::Receiver<Option<MemberId>>) {
+        // There is one read-write router beside an application.
+        let _ = self.warmed.set(warmed);
     }
 }
 
@@ -132,6 +145,7 @@ struct Following {
     beats: mpsc::Sender<Endpoint>,
     pollers: JoinSet<()>,
     tls: Option<Arc<ClientConfig>>,
+    warmed: Warmed,
 }
 
 impl Following {
@@ -182,7 +196,8 @@ impl Following {
                 let beats = self.beats.clone();
                 self.pollers.spawn(probe(endpoint.clone(), lane, self.tls.clone(), beats));
             }
-            self.pollers.spawn(poll(endpoint, self.tls.clone(), self.report.clone()));
+            let (tls, report) = (self.tls.clone(), self.report.clone());
+            self.pollers.spawn(poll(endpoint, tls, report, self.warmed.clone()));
         }
     }
 
@@ -226,11 +241,24 @@ fn note(places: &mut Places, member: &MemberId, endpoint: Endpoint) -> bool {
     count < ENDPOINTS_MAX && places.entry(member.clone()).or_default().insert(endpoint)
 }
 
-async fn poll(endpoint: Endpoint, tls: Option<Arc<ClientConfig>>, report: mpsc::Sender<News>) {
+/// Does the router still warm up sessions by this table?
+fn is_warming(table: &Table, warmed: &Warmed) -> bool {
+    let (Some(to), Some(primary)) = (&table.warm, &table.primary) else { return false };
+    let done =
+        |warmed: &watch::Receiver<Option<MemberId>>| warmed.borrow().as_ref() == Some(&to.member);
+    to.member != primary.member && !table.draining && warmed.get().is_some_and(|w| !done(w))
+}
+
+async fn poll(
+    endpoint: Endpoint,
+    tls: Option<Arc<ClientConfig>>,
+    report: mpsc::Sender<News>,
+    warmed: Warmed,
+) {
     let mut client = Client::new(endpoint.0.clone(), endpoint.1, tls);
-    let mut after = 0;
+    let (mut after, mut warming) = (0, false);
     loop {
-        let answer = match table_after(&mut client, after).await {
+        let answer = match table_after(&mut client, after, warming).await {
             Ok(answer) => Some(answer),
             Err(why) => {
                 tracing::debug!(host = endpoint.0, port = endpoint.1, why, "no table");
@@ -238,6 +266,7 @@ async fn poll(endpoint: Endpoint, tls: Option<Arc<ClientConfig>>, report: mpsc::
             }
         };
         after = answer.as_ref().map_or(0, |answer| answer.table.version);
+        warming = answer.as_ref().is_some_and(|answer| is_warming(&answer.table, &warmed));
         let pause = if answer.is_some() { POLL_EVERY } else { POLL_PAUSE };
         if report.send((endpoint.clone(), answer)).await.is_err() {
             return;
@@ -246,8 +275,13 @@ async fn poll(endpoint: Endpoint, tls: Option<Arc<ClientConfig>>, report: mpsc::
     }
 }
 
-async fn table_after(client: &mut Client, after: u64) -> Result<TableAnswer, String> {
-    let path = format!("{TABLE_PATH}?after={after}&wait_ms={POLL_WAIT_MS}");
+async fn table_after(
+    client: &mut Client,
+    after: u64,
+    warming: bool,
+) -> Result<TableAnswer, String> {
+    let wait_ms = if warming { POLL_WAIT_WARMING_MS } else { POLL_WAIT_MS };
+    let path = format!("{TABLE_PATH}?after={after}&wait_ms={wait_ms}&warming={warming}");
     let timeout = Duration::from_millis(POLL_WAIT_MS) + POLL_MARGIN;
     match client.get(&path, timeout).await {
         Ok((StatusCode::OK, body)) => {

@@ -8,6 +8,7 @@ use crate::{
     sessions::{Sessions, Ticket},
     stats::{Counters, Gauge, count},
 };
+use sempre_model::MemberId;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     io::Interest,
@@ -99,6 +100,42 @@ impl<'a> Hold<'a> {
         }
     }
 
+    /// Leads the client to where `ticket`'s connection is, as soon as that is the primary: it was
+    /// made before that is verified, as any other. False: it is of no use.
+    pub async fn lead_warm(
+        &mut self,
+        client: &TcpStream,
+        ticket: &Ticket,
+        member: &MemberId,
+    ) -> Result<Option<Candidate>, NotLed> {
+        let shared = self.shared;
+        loop {
+            let table = self.table.borrow_and_update().clone();
+            self.why.clone_from(&table.why_no_primary);
+            if ticket.cut.reason().is_some() {
+                return Ok(None);
+            }
+            let candidate = shared.sessions.candidates(&table, shared.mode).into_iter().next();
+            if let Some(candidate) = candidate {
+                if candidate.target.member != *member {
+                    return Ok(None);
+                }
+                if shared.gate.verify(member, candidate.generation).await {
+                    self.held = None;
+                    let leads = ticket.leads(&candidate);
+                    count(&shared.counters.led);
+                    return Ok(leads.then_some(candidate));
+                }
+                count(&shared.counters.unverified);
+                self.why = format!(
+                    "{member} does not confirm that it is the primary of generation {}",
+                    candidate.generation
+                );
+            }
+            self.wait(client, &table).await?;
+        }
+    }
+
     /// The server could not go on with the client after all (it is starting, or stopping).
     pub async fn not_yet(&mut self, client: &TcpStream, why: String) -> Result<(), NotLed> {
         let table = self.table.borrow_and_update().clone();
@@ -116,7 +153,7 @@ impl<'a> Hold<'a> {
             .ok_or_else(|| format!("generation {} is over", candidate.generation))?;
         let led = async {
             let verified = async || {
-                if candidate.role == Role::Standby
+                if candidate.role != Role::Primary
                     || shared.gate.verify(member, candidate.generation).await
                 {
                     return Ok(());

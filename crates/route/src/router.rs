@@ -10,6 +10,7 @@ use crate::{
     socket,
     stats::{Counters, Gauge, count},
 };
+use sempre_model::MemberId;
 use sempre_wire::pg::{ErrorResponse, sqlstate};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
@@ -95,7 +96,7 @@ impl Router {
         let shared = Arc::new(Shared {
             mode,
             table: table.clone(),
-            gate: Gate::start(verifier),
+            gate: Gate::start(verifier.clone()),
             sessions: Arc::new(Sessions::new(table.borrow().clone())),
             counters: Arc::default(),
             closing: closing_seen,
@@ -109,6 +110,10 @@ impl Router {
         if let Some(proxy) = &proxy {
             for pools in proxy.all_pools() {
                 tasks.spawn(pools.clone().keep());
+            }
+            tasks.spawn(proxy::Campaigns::keep(proxy.clone()));
+            if mode == Mode::ReadWrite {
+                verifier.warmed(proxy.campaigns.done());
             }
         }
         tasks.spawn(obey(table, shared.sessions.clone(), proxy.clone()));
@@ -132,6 +137,13 @@ impl Router {
     /// What it counted.
     pub fn stats(&self) -> RouteStats {
         self.counters.read()
+    }
+
+    /// For which standby, the target of a switchover, every session is warmed up that will be.
+    /// It changes when that is done, and when it is of no use any more.
+    pub fn warmed(&self) -> Option<watch::Receiver<Option<MemberId>>> {
+        let carries = |proxy: &&Arc<Proxy>| proxy.shared.mode == Mode::ReadWrite;
+        self.proxy.as_ref().filter(carries).map(|proxy| proxy.campaigns.done())
     }
 
     /// Its pools, where it carries sessions.

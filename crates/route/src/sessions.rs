@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
     },
     task::Context,
     time::{Duration, Instant},
@@ -88,8 +88,18 @@ pub(crate) struct Cut {
     reason: OnceLock<CutReason>,
     draining: AtomicBool,
     leaving: AtomicBool,
+    /// Somebody uses its connection.
+    held: AtomicBool,
+    call: AtomicU8,
     waker: AtomicWaker,
 }
+
+/// Nobody was asked to warm up another connection.
+const NOT_CALLED: u8 = 0;
+/// Whoever has the connection is asked to.
+const CALLED: u8 = 1;
+/// Somebody who had it did.
+const ANSWERED: u8 = 2;
 
 impl Cut {
     fn now(&self, reason: CutReason) {
@@ -123,6 +133,22 @@ impl Cut {
     /// Somebody may have it again.
     pub fn stay(&self) {
         self.leaving.store(false, Relaxed);
+        self.held.store(false, Relaxed);
+    }
+
+    /// Somebody has its connection.
+    pub fn hold(&self) {
+        self.held.store(true, Relaxed);
+    }
+
+    /// Is whoever has it asked to warm up another one?
+    pub fn is_called(&self) -> bool {
+        self.call.load(Relaxed) == CALLED
+    }
+
+    /// It was heard.
+    pub fn answer_call(&self) {
+        self.call.store(ANSWERED, Relaxed);
     }
 
     /// The reason, if it was cut; otherwise the task of `context` is woken when it is.
@@ -236,6 +262,52 @@ impl Sessions {
         inner.table = table;
     }
 
+    /// Asks those who have a connection to the primary to warm up another one, each once since
+    /// [`Sessions::forget_calls`]. How many there are that have not answered.
+    pub fn call(&self, most: usize) -> usize {
+        let inner = self.inner();
+        let mut waiting = 0;
+        for entry in inner.entries.values().filter(|entry| entry.role == Role::Primary) {
+            let cut = &entry.cut;
+            let fits = cut.held.load(Relaxed) && cut.call.load(Relaxed) != ANSWERED;
+            if fits && cut.reason().is_none() && waiting < most {
+                cut.call.store(CALLED, Relaxed);
+                cut.waker.wake();
+                waiting += 1;
+            }
+        }
+        waiting
+    }
+
+    /// How many of those that were asked have not answered.
+    pub fn called(&self) -> usize {
+        self.inner().entries.values().filter(|entry| entry.cut.is_called()).count()
+    }
+
+    /// How many connections are warm.
+    pub fn warm(&self) -> usize {
+        self.inner().entries.values().filter(|entry| entry.role == Role::Warm).count()
+    }
+
+    /// Nobody is asked any more, and everybody may be again.
+    pub fn forget_calls(&self) {
+        self.inner().entries.values().for_each(|entry| entry.cut.call.store(NOT_CALLED, Relaxed));
+    }
+
+    /// Has everybody look again what is to be done, who was asked.
+    pub fn nudge(&self) {
+        let inner = self.inner();
+        let called = inner.entries.values().filter(|e| e.cut.call.load(Relaxed) != NOT_CALLED);
+        called.for_each(|entry| entry.cut.waker.wake());
+    }
+
+    /// Ends what was warmed up and is not used.
+    pub fn cut_warm(&self) {
+        let inner = self.inner();
+        let warm = inner.entries.values().filter(|entry| entry.role == Role::Warm);
+        warm.for_each(|entry| entry.cut.now(CutReason::Elsewhere));
+    }
+
     /// Cuts everyone and lets nobody in any more.
     pub fn close(&self) {
         let mut inner = self.inner();
@@ -256,6 +328,22 @@ impl Ticket {
         if let Some(reason) = entry.cut_by(&table) {
             entry.cut.now(reason);
         }
+    }
+
+    /// The member of a connection that was warmed up is the primary, and has confirmed it. False:
+    /// that is over already.
+    pub fn leads(&self, candidate: &Candidate) -> bool {
+        let mut inner = self.sessions.inner();
+        let table = inner.table.clone();
+        let (closed, generation) = (inner.closed, candidate.generation);
+        let Some(entry) = inner.entries.get_mut(&self.id) else { return false };
+        let cut = table.cuts(&entry.member, Role::Primary, generation);
+        if closed || cut.is_some() || entry.member != candidate.target.member {
+            return false;
+        }
+        (entry.role, entry.generation) = (Role::Primary, generation);
+        entry.cut.drain(table.draining);
+        entry.cut.reason().is_none()
     }
 
     /// Its connection is idle in a pool, or not any more.

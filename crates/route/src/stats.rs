@@ -48,6 +48,10 @@ counters! {
     split_to_primary,
     /// Of both, those that waited for a standby to replay what the session had written.
     split_waited,
+    /// Connections made to the target of a switchover ahead of it.
+    warm_made,
+    /// Of these, those that a session went on with.
+    warm_used,
     /// Bytes from clients to servers.
     bytes_to_server,
     /// Bytes from servers to clients.

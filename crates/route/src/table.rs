@@ -92,6 +92,10 @@ pub struct Table {
     /// it. Sessions that are carried begin no new transaction there, and leave it when they are idle.
     #[serde(default)]
     pub draining: bool,
+    /// The standby that a switchover goes to, from when it was asked for until it is the primary.
+    /// Sessions that are carried may log in there ahead of it; nothing is led there.
+    #[serde(default)]
+    pub warm: Option<Target>,
     /// Read-write sessions of earlier generations are cut. The source sets it to the record's
     /// generation as soon as that is raised: an older primary cannot acknowledge commits any more.
     #[serde(default)]
@@ -125,6 +129,8 @@ pub enum Role {
     Primary,
     /// As a standby.
     Standby,
+    /// As the primary that it is to become. Of no use before it is, and that is verified.
+    Warm,
 }
 
 /// Why a session is cut.
@@ -141,6 +147,8 @@ pub enum CutReason {
     Lost,
     /// The standby became the primary.
     Promoted,
+    /// It was to become the primary, and does not.
+    Elsewhere,
     /// The address it was connected by is not reachable any more.
     PathLost,
     /// Routing itself stops.
@@ -163,6 +171,13 @@ impl Table {
                 Some(CutReason::Promoted)
             }
             Role::Standby => None,
+            Role::Warm if self.lost.contains(member) => Some(CutReason::Lost),
+            Role::Warm => {
+                // While there is no primary nobody knows better than before.
+                let next = self.warm.as_ref().or(self.primary.as_ref());
+                let elsewhere = |other: &Target| other.member != *member;
+                (next.is_some_and(elsewhere)).then_some(CutReason::Elsewhere)
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The question that is asked before a client is let in to a primary.
 
 use sempre_model::{Generation, MemberId};
+use tokio::sync::watch;
 
 /// Asks a member's agent.
 #[async_trait::async_trait]
@@ -13,4 +14,8 @@ pub trait Verifier: Send + Sync {
     /// database process that belonged to the lease-holding primary when the question was
     /// answered; if the lease ends later, the guard kills that process, and the connection with it.
     async fn verify(&self, member: &MemberId, generation: Generation) -> bool;
+
+    /// A router that carries sessions says for whom they are warmed up: see
+    /// [`crate::Router::warmed`].
+    fn warmed(&self, _: watch::Receiver<Option<MemberId>>) {}
 }

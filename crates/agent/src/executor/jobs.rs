@@ -6,7 +6,10 @@ use anyhow::{Context, Result, bail};
 use sempre_api::{Code, codes};
 use sempre_decide::member::{DataDir, Step};
 use sempre_guard::StopMode;
-use sempre_model::{Generation, Lsn, MemberId, SyncSet, Timeline, command::Change, record::Fenced};
+use sempre_model::{
+    Generation, Lsn, MemberId, SyncSet, Timeline, backup::archiver_of, command::Change,
+    record::Fenced,
+};
 use sempre_postgres::{CloneOptions, ServerRole, Session};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -185,7 +188,7 @@ impl JobContext {
             if Instant::now() >= ends {
                 bail!("the walreceiver has not stopped within {} s", FENCE_WITHIN.as_secs());
             }
-            sleep(POLL).await;
+            sleep(POLL / 4).await;
         }
     }
 
@@ -232,10 +235,13 @@ impl JobContext {
         Ok(Done { settings_written: Some(self.settings_change), ..self.done() })
     }
 
-    /// Every other member with a database: each needs a slot here, whoever is primary.
+    /// Every other member with a database, and whoever keeps WAL in a repository: each needs a slot
+    /// here, whoever is primary.
     fn others(&self) -> BTreeSet<MemberId> {
         let me = &self.instance().me;
-        self.record.data_members().map(|m| m.name.clone()).filter(|m| m != me).collect()
+        let members = self.record.data_members().map(|m| m.name.clone()).filter(|m| m != me);
+        let repositories = self.record.backups.repositories.keys();
+        members.chain(repositories.filter_map(|name| archiver_of(name).ok())).collect()
     }
 
     /// Slots for everyone, none of them holding back WAL that its member has; what waits for a
@@ -269,11 +275,13 @@ impl JobContext {
 
     async fn hand_over(&mut self) -> Result<Done> {
         let generation = self.record.generation;
+        // Routers hear of it at this moment.
+        let began = Instant::now();
         let next = Applied { admitted: false, ..self.applied.clone() };
         self.configure(ServerRole::Primary, next).await?;
         self.reload().await?;
         if let Ok(session) = self.executor.session().await {
-            self.drain(&session).await;
+            self.drain(&session, began).await;
         }
         self.stop(StopMode::Fast).await?;
         self.executor.guard.fence(generation.next(), GUARD_WITHIN).await?;
@@ -282,15 +290,14 @@ impl JobContext {
 
     /// Sessions that routing carries leave by themselves between two transactions; others may finish
     /// what they do.
-    async fn drain(&self, session: &Session) {
-        let began = Instant::now();
+    async fn drain(&self, session: &Session, began: Instant) {
         let limit = Duration::from_millis(self.record.policy.drain_timeout_ms);
         let (mut quiet, mut left) = (began, None);
         while began.elapsed() < limit {
             // An answer that does not come is no reason to wait.
             let clients = session.client_count().await.unwrap_or(0);
             let busy = session.busy_clients().await.unwrap_or(0);
-            let came_or_went = left.replace(clients) != Some(clients);
+            let came_or_went = left.replace(clients).is_some_and(|before| before != clients);
             if busy > 0 || came_or_went {
                 quiet = Instant::now();
             }
@@ -307,7 +314,7 @@ impl JobContext {
             if began.elapsed() + POLL >= limit {
                 tracing::warn!(clients, busy, ms, "clients that are not done are cut off");
             }
-            sleep(POLL).await;
+            sleep(POLL / 2).await;
         }
     }
 

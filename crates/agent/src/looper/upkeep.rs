@@ -4,7 +4,7 @@
 use super::{HOUSEKEEPING_MS, Looper, SYNC_SETTLE_MS};
 use crate::{clock, executor::Job};
 use sempre_decide::{Millis, member};
-use sempre_model::{MemberId, observation::Role, record::Phase};
+use sempre_model::{MemberId, backup::archiver_of, observation::Role, record::Phase};
 use std::collections::BTreeMap;
 
 impl Looper {
@@ -45,11 +45,13 @@ impl Looper {
             return None;
         }
         let lsn = |h: &sempre_decide::Heard| h.observation.database.as_ref().map(|d| d.lsn);
-        let positions = self
-            .state
-            .heard
-            .iter()
+        let heard = self.state.heard.iter();
+        let archived = heard.clone().flat_map(|(_, heard)| &heard.observation.archives);
+        let archived =
+            archived.filter_map(|(name, archive)| Some((archiver_of(name).ok()?, archive.flushed)));
+        let positions = heard
             .filter_map(|(name, heard)| Some((name.clone(), lsn(heard)?)))
+            .chain(archived)
             .collect();
         Some(Job::HouseKeeping { positions })
     }

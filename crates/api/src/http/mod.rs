@@ -8,6 +8,7 @@
 mod actions;
 mod answer;
 mod auth;
+mod backups;
 mod health;
 mod patroni;
 mod patroni_config;
@@ -124,6 +125,8 @@ routes! {
     post "/reload" actions::reload;
     post "/reinitialize" actions::reinitialize;
     get "/v1/status" v1::status;
+    get "/v1/backups" backups::list;
+    post "/v1/backups" backups::ask;
     get "/v1/history" v1::history;
     get "/v1/events" v1::events;
     get "/v1/config" v1::get_config;

@@ -221,7 +221,8 @@ pub(crate) async fn openapi() -> Response {
     answer::with_type(200, "application/json", include_bytes!("../../openapi.json").to_vec())
 }
 
-/// `?after=VERSION&wait_ms=MS`: the routing table, once it is newer.
+/// `?after=VERSION&wait_ms=MS`: the routing table, once it is newer. `warming=true`: who asks still
+/// logs sessions in to the target of a switchover.
 pub(crate) async fn route(
     State(shared): State<Context>,
     OriginalUri(uri): OriginalUri,
@@ -229,8 +230,9 @@ pub(crate) async fn route(
     let routed = async {
         let query = Query::of(&uri);
         let (after, wait) = (query.number("after", 0)?, wait(&query)?);
+        let warming = query.get("warming") == Some("true");
         let _permit = poll_permit(&shared)?;
-        Ok(answer::json(200, &shared.backend.route(after, wait).await))
+        Ok(answer::json(200, &shared.backend.route(after, wait, warming).await))
     };
     finish(routed.await)
 }

@@ -3,10 +3,12 @@
 //! Colours are used only when asked for; whether to ask (`NO_COLOR`, a pipe) is the caller's
 //! decision, and so is the width.
 
+mod backups;
 mod lists;
 mod paint;
 mod topology;
 
+pub use backups::render_backups;
 pub(crate) use lists::cause_words;
 pub use lists::{render_config, render_events, render_history};
 

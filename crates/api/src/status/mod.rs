@@ -5,11 +5,15 @@
 
 mod member;
 mod oddities;
+mod repositories;
 
 pub use member::{DatabaseStatus, MemberRole, MemberStatus, PathState, PathStatus};
 pub use oddities::Oddity;
 
-use crate::snapshot::{AgentView, Snapshot};
+use crate::{
+    backup::RepositoryStatus,
+    snapshot::{AgentView, Snapshot},
+};
 use sempre_model::{MemberId, Phase, SyncSet, policy::Durability, record::Switchover};
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +52,9 @@ pub struct Status {
     pub raft: RaftStatus,
     /// Everyone, by name.
     pub members: Vec<MemberStatus>,
+    /// Backup repositories, by name.
+    #[serde(default)]
+    pub repositories: Vec<RepositoryStatus>,
     /// Changes of primary so far, and how long the last one took, ms.
     pub changes_of_primary: u64,
     /// The last measured stall, ms (none: there was none yet).
@@ -144,6 +151,7 @@ pub fn status(snapshot: &Snapshot) -> Status {
             quorum: snapshot.has_quorum(),
         },
         members: record.members.values().map(|m| member::member_status(snapshot, m)).collect(),
+        repositories: repositories::repositories(snapshot),
         changes_of_primary: record.history.len() as u64,
         last_stall_ms: record.history.last().map(|entry| entry.stall_ms),
         agent: snapshot.agent.clone(),

@@ -3,7 +3,8 @@
 #![allow(dead_code)] // Each test binary uses a part of it.
 
 use sempre_api::{
-    Action, AgentView, Backend, Done, PoolView, RaftView, RouteCounters, Seen, Snapshot,
+    Action, AgentView, Backend, BackupRequest, Done, PoolView, RaftView, RouteCounters, Seen,
+    Snapshot,
     codes::{self, ActionError},
 };
 use sempre_model::{
@@ -263,6 +264,10 @@ impl Backend for FakeAgent {
         Vec::new()
     }
 
+    async fn backups(&self, request: BackupRequest) -> Result<serde_json::Value, ActionError> {
+        Ok(serde_json::to_value(request).unwrap())
+    }
+
     async fn act(&self, action: Action) -> Result<Done, ActionError> {
         let parts = match &action {
             Action::Together(parts) => parts.clone(),
@@ -339,7 +344,7 @@ impl Backend for FakeAgent {
         }
     }
 
-    async fn route(&self, after: u64, wait: Duration) -> serde_json::Value {
+    async fn route(&self, after: u64, wait: Duration, _: bool) -> serde_json::Value {
         serde_json::json!({"after": after, "wait_ms": wait.as_millis() as u64})
     }
 

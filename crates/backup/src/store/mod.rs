@@ -73,7 +73,7 @@ pub trait Store: Debug + Send + Sync + 'static {
 
 /// An object that grows.
 #[async_trait]
-pub trait Append: Send {
+pub trait Append: Send + Sync {
     /// Adds to its end; durable, and found after a power failure, when this returns. After an
     /// error nothing more may be appended.
     async fn append(&mut self, bytes: Bytes) -> Result<()>;

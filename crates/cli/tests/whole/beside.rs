@@ -12,7 +12,7 @@ use std::{
 };
 
 /// `sempre route run`; killed when dropped.
-struct Beside(Child);
+pub struct Beside(Child);
 
 impl Drop for Beside {
     fn drop(&mut self) {
@@ -23,7 +23,7 @@ impl Drop for Beside {
 
 impl Beside {
     /// At the first member's address, with these further arguments.
-    fn start(cluster: &Cluster, port: u16, more: &[&str]) -> Self {
+    pub fn start(cluster: &Cluster, port: u16, more: &[&str]) -> Self {
         let first = cluster.member("m1");
         let child = sempre()
             .args(["route", "run", "--members", &first.rest()])

@@ -6,6 +6,7 @@ mod common;
 
 mod adoption;
 mod alone;
+mod backups;
 mod beside;
 mod care;
 mod certificates;
@@ -16,5 +17,6 @@ mod logical;
 mod measured;
 mod restarts;
 mod tags;
+mod warm;
 mod witness;
 mod zones;

@@ -91,13 +91,17 @@ impl Session<'_> {
             Some(error) => NotAttached::Error(error),
             None => NotAttached::ClientGone,
         })?);
-        while let Some(link) = proxy.pools.take(&self.pool) {
+        let mut warm = self.take_warm();
+        while warm.is_none()
+            && let Some(link) = proxy.pools.take(&self.pool)
+        {
             if let Some(mut link) = self.make_own(link).await {
                 link.place = place;
                 self.set_link(link);
                 return Ok(());
             }
         }
+        warm = warm.or_else(|| proxy.pools.take_warm(&self.pool));
         if self.secret_is_spent() {
             return Err(match not_carriable("Its password passed through routing unseen.") {
                 Over::Error(error) => NotAttached::Error(error),
@@ -107,6 +111,14 @@ impl Session<'_> {
         let mut hold = Hold::new(&proxy.shared);
         loop {
             proxy.pools.make_room(&self.pool);
+            if let Some(made) = warm.take() {
+                let adopted = self.adopt(&mut hold, made).await;
+                if let Some(mut link) = adopted.map_err(|n| held_in_vain(proxy, n))? {
+                    link.place = place.take();
+                    self.set_link(link);
+                    return Ok(());
+                }
+            }
             let led = hold.lead(self.client.tcp()).await.map_err(|n| held_in_vain(proxy, n))?;
             let member = led.candidate.target.member.clone();
             let attached = with_server(led, async |led| self.take_over(led).await).await;
@@ -133,6 +145,7 @@ impl Session<'_> {
         self.entry.info.is(ClientState::Active);
         self.entry.info.server.store(link.info.number, Relaxed);
         link.info.used_by(self.entry.info.number);
+        link.ticket.cut.hold();
         self.attached += 1;
         self.link = Some(link);
     }

@@ -9,6 +9,7 @@ use super::{
     talk::{Answers, Talk, TalkError},
 };
 use sempre_wire::pg::{Side, track::Statements, write};
+use std::collections::HashMap;
 
 /// In the client's encoding.
 type Text = Vec<u8>;
@@ -137,6 +138,59 @@ impl Carried {
         (!stuck.is_empty()).then(|| stuck.join(", "))
     }
 
+    /// What can be restored on a standby, ahead of its promotion; `statements`: those to be restored.
+    pub fn ahead(&self, statements: Option<&Statements>) -> Ahead {
+        let snapshot = self.snapshot.as_deref().map(Snapshot::without_channels);
+        let named = statements.into_iter().flat_map(Statements::iter);
+        let named = named.filter(|(name, _)| !name.is_empty());
+        let raw =
+            named.filter_map(|(name, statement)| Some((name.into(), statement.raw()?.into())));
+        Ahead { statements: raw.collect(), snapshot, refused: false }
+    }
+
+    /// Writes what was not restored ahead, the settings being the same.
+    pub fn write_rest(
+        &self,
+        ahead: &Ahead,
+        statements: Option<&Statements>,
+        out: &mut Vec<u8>,
+    ) -> Written {
+        let mut written = Written::default();
+        let mut what = Vec::new();
+        for channel in self.snapshot.iter().flat_map(|snapshot| &snapshot.channels) {
+            write_listen(out, &mut what, channel);
+        }
+        written.needed = what.len();
+        let Some(statements) = statements else { return written };
+        let mut exchange = |write: &dyn Fn(&mut Vec<u8>)| {
+            write(out);
+            write::sync(out);
+            written.more += 1;
+        };
+        for name in ahead.statements.keys() {
+            if statements.get(name).is_none() {
+                exchange(&|out| write::close_statement(out, name));
+            }
+        }
+        let raw =
+            |(name, statement)| Some((name, sempre_wire::pg::track::Prepared::raw(statement)?));
+        let (unnamed, named): (Vec<_>, Vec<_>) =
+            statements.iter().filter_map(raw).partition(|(name, _)| name.is_empty());
+        for (name, raw) in named.into_iter().chain(unnamed) {
+            let known = ahead.statements.get(name);
+            if known.is_some_and(|known| **known == *raw) {
+                continue;
+            }
+            exchange(&|out| {
+                if known.is_some() {
+                    write::close_statement(out, name);
+                }
+                out.extend_from_slice(raw);
+            });
+        }
+        written
+    }
+
     /// Restores the session on a new connection. What the server reported meanwhile is returned:
     /// parameters, and notifications for the client.
     pub async fn restore(
@@ -179,6 +233,80 @@ impl Carried {
     }
 }
 
+/// Exchanges that were written: those that must succeed, and others behind them.
+#[derive(Default)]
+pub(crate) struct Written {
+    pub needed: usize,
+    pub more: usize,
+}
+
+/// What is restored ahead: all but channels, which a standby does not have, and the unnamed
+/// statement, which is another one all the time.
+#[derive(Default)]
+pub(crate) struct Ahead {
+    snapshot: Option<Snapshot>,
+    /// Parse messages, by name.
+    statements: HashMap<Box<[u8]>, Box<[u8]>>,
+    /// The standby did not want all of `snapshot`.
+    refused: bool,
+}
+
+impl Ahead {
+    /// What the statements take, bytes.
+    pub fn bytes(&self) -> usize {
+        self.statements.iter().map(|(name, raw)| name.len() + raw.len()).sum()
+    }
+
+    /// They come afterwards.
+    pub fn forget_statements(&mut self) {
+        self.statements.clear();
+    }
+
+    /// Was nothing restored, as for a session that shares its connections?
+    pub fn is_nothing(&self) -> bool {
+        self.snapshot.is_none() && self.statements.is_empty()
+    }
+
+    /// Is the session still what it was? (But for its statements, which are made up for one by one.)
+    pub fn is_of(&self, carried: &Carried) -> bool {
+        let now = carried.snapshot.as_deref().map(Snapshot::without_channels);
+        !self.refused && now == self.snapshot
+    }
+
+    /// Restores it on a standby. What the standby refuses is left for later.
+    pub async fn restore(
+        &mut self,
+        stream: &mut Stream,
+        kept: &mut Vec<u8>,
+    ) -> Result<Answers, TalkError> {
+        let (mut out, mut what) = (Vec::new(), Vec::new());
+        if let Some(snapshot) = &self.snapshot {
+            snapshot.write(&mut out, &mut what);
+        }
+        let needed = what.len();
+        let mut names = Vec::new();
+        for (name, raw) in &self.statements {
+            out.extend_from_slice(raw);
+            write::sync(&mut out);
+            names.push(name.clone());
+        }
+        let cycles = needed + names.len();
+        if cycles == 0 {
+            return Ok(Answers::default());
+        }
+        let mut talk = Talk::new(stream, Side::Backend, std::mem::take(kept));
+        let answers = talk.ask(&out, cycles).await?;
+        *kept = talk.rest();
+        for (cycle, ..) in &answers.errors {
+            match cycle.checked_sub(needed).and_then(|at| names.get(at)) {
+                Some(name) => drop(self.statements.remove(name)),
+                None => self.refused = true,
+            }
+        }
+        Ok(answers)
+    }
+}
+
 /// Why a session cannot be restored.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RestoreError {
@@ -189,6 +317,20 @@ pub(crate) enum RestoreError {
 }
 
 impl Snapshot {
+    /// What a standby can have of it, and what is compared.
+    fn without_channels(&self) -> Self {
+        let (channels, protocol, stuck) = (Vec::new(), Vec::new(), Vec::new());
+        Self {
+            settings: self.settings.clone(),
+            session_authorization: self.session_authorization.clone(),
+            role: self.role.clone(),
+            prepared: self.prepared.clone(),
+            channels,
+            protocol,
+            stuck,
+        }
+    }
+
     /// Writes what restores it, one exchange for each thing named in `what`.
     fn write(&self, out: &mut Vec<u8>, what: &mut Vec<String>) {
         let set = b"select pg_catalog.set_config($1, $2, false)";
@@ -209,22 +351,26 @@ impl Snapshot {
             setting(out, b"role", role);
         }
         for channel in &self.channels {
-            let mut text = b"listen \"".to_vec();
-            for byte in channel {
-                text.push(*byte);
-                if *byte == b'"' {
-                    text.push(b'"');
-                }
-            }
-            text.push(b'"');
-            write::query(out, &text);
-            what.push(format!("the channel {}", String::from_utf8_lossy(channel)));
+            write_listen(out, what, channel);
         }
         for (name, text) in &self.prepared {
             write::query(out, text);
             what.push(format!("the prepared statement {}", String::from_utf8_lossy(name)));
         }
     }
+}
+
+fn write_listen(out: &mut Vec<u8>, what: &mut Vec<String>, channel: &[u8]) {
+    let mut text = b"listen \"".to_vec();
+    for byte in channel {
+        text.push(*byte);
+        if *byte == b'"' {
+            text.push(b'"');
+        }
+    }
+    text.push(b'"');
+    write::query(out, &text);
+    what.push(format!("the channel {}", String::from_utf8_lossy(channel)));
 }
 
 #[cfg(test)]

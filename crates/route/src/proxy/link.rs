@@ -216,7 +216,9 @@ pub(crate) async fn log_in(
             Backend::ErrorResponse(fields) => {
                 let (code, text) = texts(&fields);
                 // Its limit counts what is idle in pools too: without that there may be room.
-                let freed = code == sqlstate::TOO_MANY_CONNECTIONS && proxy.pools.close_idle();
+                let freed = code == sqlstate::TOO_MANY_CONNECTIONS
+                    && role != Role::Warm
+                    && proxy.pools.close_idle();
                 let not_yet = code == sqlstate::CANNOT_CONNECT_NOW
                     || (code == sqlstate::ADMIN_SHUTDOWN)
                     || (code == sqlstate::TOO_MANY_CONNECTIONS

@@ -59,12 +59,14 @@ mod startup;
 mod stream;
 mod talk;
 mod up;
+mod warm;
 
 use crate::{ProxySettings, hold::Shared};
 use std::sync::Arc;
 
 pub use pool::PoolInfo;
 pub(crate) use serve::run;
+pub(crate) use warm::Campaigns;
 
 /// Connections to standbys are numbered from here, so that no two have the same number.
 const STANDBYS_FROM: u64 = 1 << 40;
@@ -75,6 +77,7 @@ pub(crate) struct Proxy {
     pub settings: ProxySettings,
     pub cancels: Arc<cancel::Cancels>,
     pub pools: Arc<pool::Pools>,
+    pub campaigns: Campaigns,
     /// Who serves read-only transactions; none: nothing is split.
     pub standbys: Option<Box<split::Standbys>>,
 }
@@ -85,7 +88,7 @@ impl Proxy {
         let splits = split::is_wanted(settings.split.split, shared.mode);
         let standbys = splits.then(|| Box::new(split::Standbys::new(&shared, &settings, &cancels)));
         let pools = Arc::new(pool::Pools::new(settings.pool.clone(), shared.clone(), 1));
-        Self { shared, settings, cancels, pools, standbys }
+        Self { shared, settings, cancels, pools, campaigns: Campaigns::default(), standbys }
     }
 
     /// One that only has connections to standbys, for the sessions of another one.
@@ -95,7 +98,8 @@ impl Proxy {
         cancels: Arc<cancel::Cancels>,
     ) -> Self {
         let pools = pool::Pools::new(settings.pool.clone(), shared.clone(), STANDBYS_FROM);
-        Self { shared, settings, cancels, pools: Arc::new(pools), standbys: None }
+        let (pools, campaigns) = (Arc::new(pools), Campaigns::default());
+        Self { shared, settings, cancels, pools, campaigns, standbys: None }
     }
 
     /// Its pools, and those of connections to standbys.

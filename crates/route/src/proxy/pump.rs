@@ -45,6 +45,8 @@ pub(crate) enum Event {
     Split,
     /// That transaction is over, and the client wants more.
     SplitEnds,
+    /// The primary is to be asked for its position.
+    Locate,
     /// The server connection was given back to the pool.
     Shared,
     /// The session cannot go on.
@@ -74,6 +76,7 @@ impl Session<'_> {
 
     fn poll(&mut self, context: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Event> {
         self.watch_home(context);
+        self.warm_up(context);
         if let Some(link) = &self.link {
             if let Some(reason) = link.ticket.cut.poll(context) {
                 return Poll::Ready(Event::Lost(Loss::Cut(reason)));
@@ -108,6 +111,9 @@ impl Session<'_> {
             || self.is_asked_to_leave();
         if draining && self.is_idle() && self.given == self.to_client.len() {
             return Poll::Ready(Event::Drain);
+        }
+        if let Some(event) = self.may_locate() {
+            return Poll::Ready(event);
         }
         if self.link.is_some() && self.share() {
             return Poll::Ready(Event::Shared);

@@ -78,6 +78,7 @@ async fn handle(session: &mut Session<'_>, event: Event) -> Result<(), Over> {
             session.flush().await.map_err(|_| Over::Silent)?;
             session.split().await
         }
+        Event::Locate => session.locate().await,
         Event::SplitEnds => match session.end_split() {
             Some(Event::Fatal(error)) => Err(Over::Error(error)),
             _ => Ok(()),
@@ -112,6 +113,7 @@ impl Session<'_> {
 
 /// Says the last words.
 async fn end(mut session: Session<'_>, over: Over) {
+    session.drop_warm();
     let speakable = session.link.as_ref().is_none_or(|link| link.down.at_boundary());
     match over {
         Over::Silent => session.give_back(),

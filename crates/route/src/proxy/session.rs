@@ -12,6 +12,7 @@ use super::{
     split::Apart,
     startup::Begun,
     stream::Stream,
+    warm::Warm,
 };
 use sempre_wire::pg::{
     ErrorResponse, Scanner, Side,
@@ -114,6 +115,8 @@ pub(crate) struct Session<'a> {
     pub attached: u64,
     /// Its read-only transaction may run on a standby.
     pub apart: Apart,
+    /// The connection that it will need after a switchover.
+    pub warm: Option<Box<Warm<'a>>>,
 }
 
 impl<'a> Session<'a> {
@@ -166,6 +169,7 @@ impl<'a> Session<'a> {
             names: Names::default(),
             attached: 0,
             apart: Apart::default(),
+            warm: None,
         }
     }
 

@@ -30,6 +30,11 @@ impl Session<'_> {
         self.proxy.settings.pool.mode == PoolMode::Transaction && !self.secret_is_spent()
     }
 
+    /// Does it give its connection back after each transaction, with nothing of its own on it?
+    pub(super) fn lends(&self) -> bool {
+        self.shares() && !self.pinned && !self.pinned_for_good
+    }
+
     /// Do its prepared statements have names that all connections share? Then they need not be
     /// restored on another one.
     pub(super) fn renames(&self) -> bool {
@@ -38,8 +43,7 @@ impl Session<'_> {
 
     /// Gives the connection back between two transactions. True: it did.
     pub(super) fn share(&mut self) -> bool {
-        if self.apart.on || !self.shares() || self.pinned || self.pinned_for_good || !self.is_idle()
-        {
+        if self.apart.on || !self.lends() || !self.is_idle() {
             return false;
         }
         let waits = |link: &Link| link.out.is_empty() && link.kept.is_empty() && !link.flush;
@@ -94,13 +98,18 @@ impl Session<'_> {
     }
 }
 
+/// Writes the exchange that gives a connection a client's name.
+pub(super) fn write_name(out: &mut Vec<u8>, name: &[u8]) {
+    write::parse(out, b"", SET_NAME, &[]);
+    write::bind(out, b"", b"", &[Some(name)]);
+    write::execute(out, b"", 0);
+    write::sync(out);
+}
+
 /// Gives a connection the client's name, whoever had it before.
 pub(super) async fn set_name(link: &mut Link, name: &[u8]) -> Option<()> {
     let mut question = Vec::new();
-    write::parse(&mut question, b"", SET_NAME, &[]);
-    write::bind(&mut question, b"", b"", &[Some(name)]);
-    write::execute(&mut question, b"", 0);
-    write::sync(&mut question);
+    write_name(&mut question, name);
     let mut talk = Talk::new(&mut link.stream, Side::Backend, std::mem::take(&mut link.kept));
     let answers = talk.ask(&question, 1).await.ok()?;
     link.kept = talk.rest();

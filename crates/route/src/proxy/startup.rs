@@ -4,6 +4,7 @@ use super::{negotiate::Certificates, stream::Stream};
 use sempre_wire::pg::{Startup, write};
 
 /// The client's start-up message.
+#[derive(Clone)]
 pub(crate) struct Begun {
     /// Minor version of protocol 3 that the client asked for.
     pub minor: u32,

@@ -28,7 +28,7 @@ pub(crate) use info::{
 pub(crate) use let_in::Asked;
 pub(crate) use place::Place;
 
-use super::{link::Link, prepared::Registry, startup::Begun};
+use super::{link::Link, prepared::Registry, startup::Begun, warm::Made};
 use crate::{Mode, PoolSettings, Role, hold::Shared};
 use let_in::LetIn;
 use sempre_model::MemberId;
@@ -103,6 +103,8 @@ pub(crate) struct Pool {
     in_use: AtomicUsize,
     /// The most recently used last.
     idle: Mutex<Vec<Idle>>,
+    /// Warm ones, for whoever needs one first (transaction pooling).
+    warm: Mutex<Vec<Made>>,
     let_in: Mutex<HashMap<Arc<[u8]>, LetIn>>,
     /// Who waits for a place, since when.
     waiting: Mutex<BTreeMap<u64, Instant>>,
@@ -159,6 +161,7 @@ impl Pools {
                 places: Arc::new(Semaphore::new(size)),
                 in_use: AtomicUsize::new(0),
                 idle: Mutex::default(),
+                warm: Mutex::default(),
                 let_in: Mutex::default(),
                 waiting: Mutex::default(),
                 epoch: AtomicU64::new(0),
@@ -248,6 +251,18 @@ impl Pools {
         self.left.notify_waiters();
     }
 
+    /// Keeps a connection that was warmed up for any client of the pool.
+    pub fn put_warm(&self, key: &PoolKey, made: Made) {
+        lock(&key.pool.warm).push(made);
+    }
+
+    /// One that was warmed up.
+    pub fn take_warm(&self, key: &PoolKey) -> Option<Made> {
+        let mut warm = lock(&key.pool.warm);
+        let at = warm.iter().position(|made| made.link.variant == key.variant)?;
+        Some(warm.swap_remove(at))
+    }
+
     /// Does the table still lead there?
     fn is_led_to(&self, link: &Link) -> bool {
         let table = self.shared.table.borrow();
@@ -268,6 +283,7 @@ impl Pools {
         match link.role {
             Role::Primary => primary(),
             Role::Standby => stands(),
+            Role::Warm => false,
         }
     }
 
@@ -284,6 +300,7 @@ impl Pools {
         let limit = Duration::from_millis(self.settings.server_idle_timeout_ms);
         let pools: Vec<_> = lock(&self.pools).values().cloned().collect();
         for pool in pools {
+            lock(&pool.warm).retain_mut(Made::is_there);
             let mut idle = lock(&pool.idle);
             let all = std::mem::take(&mut *idle);
             for mut one in all {
@@ -368,7 +385,7 @@ impl Pool {
 }
 
 /// An idle server says nothing. One that does is going down, or is gone.
-fn is_silent(link: &mut Link) -> bool {
+pub(crate) fn is_silent(link: &mut Link) -> bool {
     let mut byte = [0];
     let mut buffer = ReadBuf::new(&mut byte);
     let mut context = Context::from_waker(Waker::noop());

@@ -1,0 +1,283 @@
+//! What a member does for backups: it keeps WAL in repositories, where that is its duty, and makes the base
+//! backups that the record asks it for. The work itself is done by processes of their own.
+
+mod orders;
+mod worker;
+
+use crate::{
+    clock,
+    executor::{Executor, encryption_of},
+    looper::{Event, Shown},
+};
+use sempre_consensus::Consensus;
+use sempre_decide::archive::archiver;
+use sempre_model::{
+    Command, MemberId, Phase, Record,
+    backup::{ArchiveView, BackupChange, BackupProgress, archiver_of},
+    command::Change,
+    observation::{ProcessState, Role},
+};
+use sempre_postgres::Upstream;
+use sempre_recovery::{Feed, Job, Place, Said, Worked};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use worker::{Key, Report};
+
+pub use orders::Orders;
+
+/// How often it is looked whether something else is to be done.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// An archive that failed is begun again after this time.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Members that were not heard for so many times the detection time do not do anything.
+const SILENT: u64 = 2;
+/// Reports that may wait.
+const REPORTS_MAX: usize = 256;
+/// Files that a base backup copies at a time.
+const THREADS: usize = 2;
+
+/// What this member does for backups, as its heartbeats say it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackupView {
+    /// WAL that it keeps, by repository.
+    pub archives: BTreeMap<String, ArchiveView>,
+    /// Base backups that it is making, by repository.
+    pub backing_up: BTreeMap<String, BackupProgress>,
+    /// What does not work, in words.
+    pub troubles: BTreeMap<String, String>,
+}
+
+/// Sees to it.
+pub struct Keeper {
+    executor: Arc<Executor>,
+    consensus: Arc<dyn Consensus>,
+    shown: watch::Receiver<Arc<Shown>>,
+    events: mpsc::Sender<Event>,
+    program: PathBuf,
+    running: BTreeMap<Key, Running>,
+    /// Not to be begun again before.
+    pauses: BTreeMap<Key, Instant>,
+    view: BackupView,
+}
+
+struct Running {
+    /// The job as it was handed out: another one takes its place.
+    job: String,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Keeper {
+    /// `shown` is the loop's own view; `program` is run for the work.
+    pub fn new(
+        executor: Arc<Executor>,
+        consensus: Arc<dyn Consensus>,
+        shown: watch::Receiver<Arc<Shown>>,
+        events: mpsc::Sender<Event>,
+        program: PathBuf,
+    ) -> Self {
+        let (running, pauses, view) = Default::default();
+        Self { executor, consensus, shown, events, program, running, pauses, view }
+    }
+
+    /// Runs for ever.
+    pub async fn run(mut self) {
+        let (tell, mut reports) = mpsc::channel(REPORTS_MAX);
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let before = self.view.clone();
+            tokio::select! {
+                _ = ticks.tick() => self.look(&tell),
+                report = reports.recv() => match report {
+                    Some((key, report)) => self.take(key, report).await,
+                    None => return,
+                },
+            }
+            if before != self.view {
+                let _ = self.events.send(Event::Backups(Box::new(self.view.clone()))).await;
+            }
+        }
+    }
+
+    /// Begins what is to be done, and ends what is not.
+    fn look(&mut self, tell: &mpsc::Sender<(Key, Report)>) {
+        let shown = self.shown.borrow().clone();
+        let wanted = self.wanted(&shown);
+        self.running.retain(|key, running| wanted.get(key) == Some(&running.job));
+        let there = |key: &Key| wanted.contains_key(key);
+        self.pauses.retain(|key, _| there(key));
+        let is_there = |wanted: fn(String) -> Key, name: &String| there(&wanted(name.clone()));
+        self.view.archives.retain(|name, _| is_there(Key::Archive, name));
+        self.view.backing_up.retain(|name, _| {
+            wanted.keys().any(|key| matches!(key, Key::Backup(of, _) if of == name))
+        });
+        self.view.troubles.retain(|name, _| is_there(Key::Archive, name));
+        for (key, job) in wanted {
+            let paused = self.pauses.get(&key).is_some_and(|until| Instant::now() < *until);
+            if paused || self.running.contains_key(&key) {
+                continue;
+            }
+            let task = worker::run(self.program.clone(), key.clone(), job.clone(), tell.clone());
+            self.running.insert(key, Running { job, task: tokio::spawn(task) });
+        }
+    }
+
+    /// What is to be done by this member now, each as its process gets it.
+    fn wanted(&self, shown: &Shown) -> BTreeMap<Key, String> {
+        let record = &shown.record;
+        let mut wanted = BTreeMap::new();
+        let mut want = |key: Key, job: Job| {
+            if let Ok(job) = serde_json::to_string(&job) {
+                wanted.insert(key, job);
+            }
+        };
+        for name in record.backups.repositories.keys() {
+            if let Some(job) = self.archive(shown, name) {
+                want(Key::Archive(name.clone()), job);
+            }
+        }
+        for (name, order) in &record.backups.orders {
+            if order.member == shown.me
+                && let Some(job) = self.base_backup(record, name, order.full)
+            {
+                want(Key::Backup(name.clone(), order.version), job);
+            }
+        }
+        wanted
+    }
+
+    fn place(record: &Record, name: &str) -> Option<Place> {
+        let known = record.backups.repositories.get(name)?;
+        let (store, key) = (known.store.clone(), known.key.clone());
+        Some(Place { name: name.to_owned(), store, key })
+    }
+
+    fn archive(&self, shown: &Shown, name: &str) -> Option<Job> {
+        let record = &shown.record;
+        let cluster = record.cluster.as_ref()?;
+        let primary = record.primary.as_ref().filter(|_| record.phase == Phase::Serving)?;
+        let limit = record.policy.detect_ms * SILENT;
+        let now = clock::now_ms();
+        let alive = shown
+            .heard
+            .iter()
+            .filter(|(member, heard)| **member == shown.me || now.saturating_sub(heard.at) < limit);
+        let alive = alive.map(|(member, heard)| {
+            let does = heard.observation.archives.contains_key(name);
+            (member.clone(), does)
+        });
+        if archiver(record, name, &alive.collect())? != shown.me {
+            return None;
+        }
+        let feed = match *primary == shown.me {
+            true => Feed::Local(cluster.secrets.admin.clone()),
+            false => {
+                let known = record.member(primary)?;
+                Feed::Remote(Upstream {
+                    member: primary.clone(),
+                    hosts: known.paths.iter().map(|path| path.host.clone()).collect(),
+                    port: known.ports.database,
+                    password: cluster.secrets.replication.clone(),
+                    encryption: encryption_of(record, known.own_certificate),
+                })
+            }
+        };
+        let slot = archiver_of(name).ok()?.slot_name();
+        let place = Self::place(record, name)?;
+        let instance = Box::new(self.executor.instance.clone());
+        // No member's name has a colon: nobody takes this connection for a standby.
+        Some(Job::Archive { instance, feed, name: format!("{name}:archive"), slot, place })
+    }
+
+    fn base_backup(&self, record: &Record, name: &str, full: bool) -> Option<Job> {
+        let cluster = record.cluster.as_ref()?;
+        Some(Job::BaseBackup {
+            instance: Box::new(self.executor.instance.clone()),
+            admin_password: cluster.secrets.admin.clone(),
+            place: Self::place(record, name)?,
+            full,
+            threads: THREADS,
+            max_bytes_per_s: None,
+        })
+    }
+
+    async fn take(&mut self, key: Key, report: Report) {
+        match (key, report) {
+            (Key::Archive(name), Report::Said(Said::Archived(view))) => {
+                self.view.troubles.remove(&name);
+                self.view.archives.insert(name, view);
+            }
+            (Key::Backup(name, _), Report::Said(Said::Progress(progress))) => {
+                self.view.backing_up.insert(name, progress);
+            }
+            (key @ Key::Backup(..), Report::Said(Said::Done(Worked::Backup(made)))) => {
+                self.end(key, Ok(made)).await;
+            }
+            (key, Report::Said(Said::Failed(why)) | Report::Ended(why)) => {
+                if !self.running.contains_key(&key) {
+                    return;
+                }
+                self.running.remove(&key);
+                self.pauses.insert(key.clone(), Instant::now() + RETRY_AFTER);
+                match &key {
+                    Key::Archive(name) => {
+                        tracing::warn!(repository = %name, %why, "WAL is not being archived");
+                        self.view.archives.remove(name);
+                        self.view.troubles.insert(name.clone(), why);
+                    }
+                    Key::Backup(..) => self.end(key, Err(why)).await,
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The record learns what came of an order. Should that fail, the order stands, and is carried
+    /// out again: what is in the repository already is not copied twice.
+    async fn end(&mut self, key: Key, outcome: Result<sempre_model::backup::BackupMade, String>) {
+        let Key::Backup(repository, version) = &key else { return };
+        let (repository, version) = (repository.clone(), *version);
+        self.view.backing_up.remove(&repository);
+        let change = BackupChange::End { repository, version, outcome };
+        let change = Change::Backup(Box::new(change));
+        let command = Command { at_unix_ms: clock::now_unix_ms(), change };
+        if let Err(error) = self.consensus.propose(command).await {
+            tracing::warn!(%error, "what came of a backup is not in the record");
+        }
+        self.running.remove(&key);
+        self.pauses.insert(key, Instant::now() + RETRY_AFTER);
+    }
+}
+
+/// Whom a base backup is made of, unless it is said: a standby that has all, else the primary.
+pub fn source(shown: &Shown, repository: &str) -> Option<MemberId> {
+    let record = &shown.record;
+    let place = record.backups.repositories.get(repository)?;
+    let now = clock::now_ms();
+    let usable = shown.heard.iter().filter(|(name, heard)| {
+        let database = heard.observation.database.as_ref();
+        let runs = database.is_some_and(|d| d.process == ProcessState::Running);
+        runs && place.is_reached_by(name)
+            && record.members.contains_key(*name)
+            && now.saturating_sub(heard.at) < record.policy.detect_ms * SILENT
+    });
+    let rank = |(name, heard): &(&MemberId, &sempre_decide::Heard)| {
+        let database = heard.observation.database.as_ref();
+        let follows =
+            database.is_some_and(|d| d.role == Role::Standby && d.streaming_from.is_some());
+        let busy = !heard.observation.backing_up.is_empty();
+        let lsn = database.map_or(0, |d| d.lsn.0);
+        (!follows, busy, std::cmp::Reverse(lsn), (*name).clone())
+    };
+    usable.min_by_key(rank).map(|(name, _)| name.clone())
+}

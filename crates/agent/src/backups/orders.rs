@@ -1,0 +1,238 @@
+//! What operators ask about backups.
+
+use super::source;
+use crate::{clock, looper::Shown, majority};
+use sempre_api::{
+    ActionError, BackupRequest,
+    backup::{ListedBackup, Listing, Window},
+    codes,
+};
+use sempre_backup::{Folder, Identity, Repository, Secret};
+use sempre_consensus::{Consensus, ProposeError};
+use sempre_model::{
+    Command, MemberId, Record,
+    backup::{self as model, BackupChange, BackupKey, StoreAt},
+    command::Change,
+};
+use sempre_recovery::{Coverage, Place, windows};
+use serde_json::{Value, json};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use tokio::sync::watch;
+
+/// Answers.
+pub struct Orders {
+    /// The record.
+    pub consensus: Arc<dyn Consensus>,
+    /// What the loop shows.
+    pub shown: watch::Receiver<Arc<Shown>>,
+}
+
+type Answer = Result<Value, ActionError>;
+
+impl Orders {
+    /// Answers one request.
+    pub async fn answer(&self, request: BackupRequest) -> Answer {
+        let shown = self.shown.borrow().clone();
+        let record = &shown.record;
+        match request {
+            BackupRequest::Init { name, folder, members } => {
+                self.init(&shown, name, folder, members).await
+            }
+            BackupRequest::Detach { name } => {
+                let version = self.propose(BackupChange::RemoveRepository { name }).await?;
+                Ok(json!({"version": version}))
+            }
+            BackupRequest::Run { repository, member, full } => {
+                let repository = which(record, repository.as_deref())?.to_owned();
+                let member = match member {
+                    Some(member) => member,
+                    None => source(&shown, &repository).ok_or_else(|| {
+                        codes::NOT_BACKED_UP.error(
+                            "no backup was begun",
+                            format!("no member with a running database reaches {repository}"),
+                        )
+                    })?,
+                };
+                let order = BackupChange::Order {
+                    repository: repository.clone(),
+                    member: member.clone(),
+                    full,
+                };
+                let version = self.propose(order).await?;
+                Ok(json!({"repository": repository, "member": member, "version": version}))
+            }
+            BackupRequest::List { repository } => {
+                let names: Vec<&str> = match repository.as_deref() {
+                    Some(name) => vec![which(record, Some(name))?],
+                    None => record.backups.repositories.keys().map(String::as_str).collect(),
+                };
+                let mut listings = Vec::new();
+                for name in names {
+                    listings.push(listing(&place(record, name)?).await?);
+                }
+                Ok(json!({"repositories": listings}))
+            }
+            BackupRequest::Forget { repository, backup } => {
+                let opened = open(&place(record, which(record, repository.as_deref())?)?).await?;
+                opened.forget(&backup).await.map_err(unusable)?;
+                Ok(json!({"forgotten": backup}))
+            }
+            BackupRequest::Hold { repository, backup, release, reason } => {
+                let opened = open(&place(record, which(record, repository.as_deref())?)?).await?;
+                match release {
+                    true => opened.release(&backup).await.map_err(unusable)?,
+                    false => opened.hold(&backup, &reason).await.map_err(unusable)?,
+                }
+                Ok(json!({"backup": backup, "held": !release}))
+            }
+            BackupRequest::Key { repository } => {
+                let place = place(record, which(record, repository.as_deref())?)?;
+                Ok(serde_json::to_value(place).unwrap_or_default())
+            }
+        }
+    }
+
+    async fn init(
+        &self,
+        shown: &Shown,
+        name: String,
+        folder: PathBuf,
+        members: Vec<MemberId>,
+    ) -> Answer {
+        let what = format!("no repository {name} was made");
+        let record = &shown.record;
+        let identified = record.cluster.as_ref().and_then(|c| Some((c, c.system_identifier?)));
+        let Some((cluster, system_identifier)) = identified else {
+            return Err(codes::NOT_INITIALISED.error(what, "the cluster has no database yet"));
+        };
+        if record.backups.repositories.contains_key(&name) {
+            return Err(codes::REFUSED.error(what, "there is one of this name already"));
+        }
+        if !folder.is_absolute() {
+            let why = format!("{} is no absolute path", folder.display());
+            return Err(codes::BAD_REQUEST.error(what, why));
+        }
+        if let Some(unknown) = members.iter().find(|m| record.member(m).is_none()) {
+            return Err(codes::UNKNOWN_MEMBER.error(what, format!("there is no member {unknown}")));
+        }
+        majority::there(&self.shown).await?;
+        let (key, now) = (Secret::random(), clock::now_unix_ms());
+        let identity = Identity::new(&cluster.id, &cluster.name, system_identifier, now);
+        let store = Arc::new(Folder::new(&folder));
+        Repository::create(store, &key, identity)
+            .await
+            .map_err(|error| codes::REPOSITORY.error(what, error.to_string()))?;
+        let repository = model::Repository {
+            store: StoreAt::Folder(folder),
+            members: members.into_iter().collect::<BTreeSet<_>>(),
+            key: BackupKey(key.to_text()),
+            made_unix_ms: now,
+        };
+        let change = BackupChange::PutRepository { name: name.clone(), repository };
+        let version = self.propose(change).await?;
+        Ok(json!({"repository": name, "key_fingerprint": key.fingerprint(), "version": version}))
+    }
+
+    async fn propose(&self, change: BackupChange) -> Result<u64, ActionError> {
+        majority::there(&self.shown).await?;
+        let change = Change::Backup(Box::new(change));
+        let command = Command { at_unix_ms: clock::now_unix_ms(), change };
+        let proposed = self.consensus.propose(command).await;
+        let what = "nothing was changed";
+        proposed.map(|record| record.version).map_err(|error| match error {
+            ProposeError::Rejected(why) => why.into(),
+            ProposeError::NoLeader { .. } => codes::NO_QUORUM.error(what, error.to_string()),
+            ProposeError::TimedOut { .. } => {
+                codes::TIMED_OUT.error("the outcome is not known", error.to_string())
+            }
+            ProposeError::Fault { .. } => codes::INTERNAL.error(what, error.to_string()),
+        })
+    }
+}
+
+/// The repository of this name, or the only one.
+fn which<'a>(record: &'a Record, name: Option<&str>) -> Result<&'a str, ActionError> {
+    let known = &record.backups.repositories;
+    let found = match name {
+        Some(name) => known.get_key_value(name).map(|(name, _)| name),
+        None if known.len() == 1 => known.keys().next(),
+        None => None,
+    };
+    found.map(String::as_str).ok_or_else(|| {
+        let names: Vec<_> = known.keys().map(String::as_str).collect();
+        let why = match (name, names.is_empty()) {
+            (_, true) => "the cluster has no repository yet".to_owned(),
+            (Some(name), false) => format!("there is no `{name}`; there are {}", names.join(", ")),
+            (None, false) => format!("there are {}: name one", names.join(", ")),
+        };
+        codes::UNKNOWN_REPOSITORY.error("nothing was done", why)
+    })
+}
+
+fn place(record: &Record, name: &str) -> Result<Place, ActionError> {
+    let known = record.backups.repositories.get(name);
+    let place = known.map(|known| Place {
+        name: name.to_owned(),
+        store: known.store.clone(),
+        key: known.key.clone(),
+    });
+    place.ok_or_else(|| codes::UNKNOWN_REPOSITORY.error("nothing was done", format!("no `{name}`")))
+}
+
+async fn open(place: &Place) -> Result<Repository, ActionError> {
+    place.open().await.map_err(|error| {
+        codes::REPOSITORY
+            .error(format!("repository {} is not usable", place.name), error.to_string())
+    })
+}
+
+fn unusable(error: sempre_backup::Error) -> ActionError {
+    codes::REPOSITORY.error("nothing was done", error.to_string())
+}
+
+async fn listing(place: &Place) -> Result<Listing, ActionError> {
+    let opened = open(place).await?;
+    let read = async {
+        let backups = opened.backups().await?;
+        let segment_bytes = backups.last().map_or(16 << 20, |backup| backup.wal_segment_bytes);
+        let coverage = Coverage::read(&opened, segment_bytes).await?;
+        let held = opened.held().await?;
+        let stored = opened.store.list("").await?.iter().map(|listed| listed.bytes).sum();
+        Ok::<_, sempre_recovery::Error>((backups, coverage, held, stored))
+    };
+    let (backups, coverage, held, stored_bytes) = read.await.map_err(|error| {
+        codes::REPOSITORY
+            .error(format!("repository {} is not usable", place.name), error.to_string())
+    })?;
+    let windows = windows(&backups, &coverage, clock::now_unix_ms());
+    let listed = |backup: sempre_backup::Backup| ListedBackup {
+        held: held.contains(&backup.id),
+        reach: coverage.reach_of(&backup),
+        id: backup.id,
+        parent: backup.parent,
+        member: backup.member,
+        began_unix_ms: backup.began_unix_ms,
+        ended_unix_ms: backup.ended_unix_ms,
+        timeline: backup.timeline,
+        start: backup.start,
+        stop: backup.stop,
+        bytes: backup.stats.bytes,
+        new_bytes: backup.stats.new_bytes,
+        stored_bytes: backup.stats.stored_bytes,
+        took_ms: backup.stats.took_ms,
+    };
+    Ok(Listing {
+        repository: place.name.clone(),
+        place: place.store.to_string(),
+        backups: backups.into_iter().map(listed).collect(),
+        windows: windows
+            .into_iter()
+            .map(|w| Window {
+                from_unix_ms: w.from_unix_ms,
+                to_unix_ms: w.to_unix_ms,
+                open: w.open,
+            })
+            .collect(),
+        stored_bytes,
+    })
+}

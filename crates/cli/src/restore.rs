@@ -1,0 +1,197 @@
+//! `sempre restore`: a database as it was.
+
+use crate::{
+    act,
+    arguments::RestoreHow,
+    connect::{self, Scene},
+    fail::Fail,
+    privileges, show,
+    terminal::Bar,
+};
+use nix::unistd::Uid;
+use sempre_api::{
+    BackupRequest, codes,
+    units::{show_bytes, show_ms},
+};
+use sempre_backup::{Progress, Repository, RestoreOptions};
+use sempre_model::backup::{BackupKey, StoreAt};
+use sempre_postgres::Installation;
+use sempre_recovery::{Goal, Place, Recovered, Restore};
+use serde_json::json;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+/// How long a member may take to say where the repository is.
+const ASK_WITHIN: Duration = Duration::from_secs(10);
+/// How often the bar moves.
+const DRAW_EVERY: Duration = Duration::from_millis(100);
+/// Files at a time.
+const THREADS_MAX: usize = 8;
+
+/// Does it.
+pub fn run(scene: &Scene, how: &RestoreHow) -> Result<(), Fail> {
+    let goal = goal(how)?;
+    let tablespaces = tablespaces(&how.tablespaces)?;
+    // Asked before this becomes another user: the token is the present one's to read.
+    let place = match (&how.folder, &how.key_file) {
+        (Some(folder), Some(file)) => from_folder(folder, file)?,
+        _ => connect::block_on(from_cluster(scene, how.repository.clone()))?,
+    };
+    if Uid::effective().is_root() {
+        let user =
+            scene.read_config().map(|config| config.user).unwrap_or_else(|_| how.user.clone());
+        let user = privileges::find(&user)?;
+        privileges::make(&how.target, &user)?;
+        privileges::become_user(&user)?;
+    }
+    let target = std::path::absolute(&how.target).unwrap_or_else(|_| how.target.clone());
+    connect::block_on_threads(async {
+        let repository = place.open().await.map_err(failed)?;
+        let installation = installation(&repository, how).await?;
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS_MAX));
+        let restore = Restore {
+            repository: &repository,
+            installation: &installation,
+            target: &target,
+            goal,
+            backup: how.backup.as_deref(),
+            options: RestoreOptions { threads, delta: how.delta, tablespaces },
+            fetch_command: fetch_command()?,
+        };
+        let progress = Arc::new(Progress::default());
+        let bar = Bar::start(format!("{} → {}", place.name, target.display()));
+        let restored = {
+            let restoring = restore.run(progress.clone());
+            tokio::pin!(restoring);
+            loop {
+                tokio::select! {
+                    done = &mut restoring => break done,
+                    () = tokio::time::sleep(DRAW_EVERY) => {
+                        let now = progress.snapshot();
+                        bar.at(now.done_bytes, now.total_bytes);
+                    }
+                }
+            }
+        };
+        drop(bar);
+        told(scene, &target, &restored.map_err(failed)?);
+        Ok(())
+    })
+}
+
+/// `sempre restore-wal`. The server takes 1 as "there is none", and more than 125 as a reason to stop.
+pub fn serve(spool: &Path, file: &str, target: &Path) -> Result<(), Fail> {
+    match sempre_recovery::serve_segment(spool, file, target) {
+        Ok(true) => Ok(()),
+        Ok(false) => std::process::exit(1),
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::exit(126)
+        }
+    }
+}
+
+fn failed(error: sempre_recovery::Error) -> Fail {
+    Fail::coded(codes::NOT_RESTORED, "nothing was restored", error.to_string())
+}
+
+fn goal(how: &RestoreHow) -> Result<Goal, Fail> {
+    Ok(if let Some(time) = &how.to_time {
+        Goal::Time(act::moment(time, "--to-time")?)
+    } else if let Some(lsn) = how.to_lsn {
+        Goal::Lsn(lsn)
+    } else if let Some(name) = &how.to_name {
+        Goal::Name(name.clone())
+    } else if let Some(id) = how.to_transaction {
+        Goal::Transaction(id)
+    } else if let Some(id) = how.before_transaction {
+        Goal::BeforeTransaction(id)
+    } else if how.to_backup {
+        Goal::Backup
+    } else {
+        Goal::Latest
+    })
+}
+
+fn tablespaces(pairs: &[String]) -> Result<BTreeMap<String, PathBuf>, Fail> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((oid, dir)) if oid.bytes().all(|b| b.is_ascii_digit()) && dir.starts_with('/') => {
+            Ok((oid.to_owned(), PathBuf::from(dir)))
+        }
+        _ => Err(Fail::usage(
+            format!("`{text}` cannot be used as --tablespace"),
+            "it is not OID=DIR",
+            "Write it like 16400=/mnt/other.",
+        )),
+    };
+    pairs.iter().map(pair).collect()
+}
+
+fn from_folder(folder: &Path, key_file: &Path) -> Result<Place, Fail> {
+    let key = std::fs::read_to_string(key_file).map_err(|error| {
+        Fail::usage(format!("cannot read {}", key_file.display()), error.to_string(), "")
+    })?;
+    let (name, store) = (folder.display().to_string(), StoreAt::Folder(folder.to_owned()));
+    Ok(Place { name, store, key: BackupKey(key.trim().to_owned()) })
+}
+
+async fn from_cluster(scene: &Scene, repository: Option<String>) -> Result<Place, Fail> {
+    let client = scene.client()?;
+    client.backups(&BackupRequest::Key { repository }, ASK_WITHIN).await.map_err(|error| {
+        Fail::from(error).next(
+            "If no member answers any more: --folder PATH --key-file FILE, with the key that `sempre backup key` printed.",
+        )
+    })
+}
+
+/// The programs of the version that the backups are of.
+async fn installation(repository: &Repository, how: &RestoreHow) -> Result<Installation, Fail> {
+    let newest = repository.backups().await.map_err(|e| failed(e.into()))?.pop();
+    let major = newest.map(|backup| backup.version_num / 10_000);
+    Installation::find(how.bin_dir.as_deref(), major).map_err(|error| failed(error.into()))
+}
+
+fn fetch_command() -> Result<Vec<String>, Fail> {
+    let program = std::env::current_exe().map_err(|error| {
+        Fail::new("nothing was restored", format!("where is this program? {error}"), "")
+    })?;
+    Ok(vec![program.to_string_lossy().into_owned(), "restore-wal".into()])
+}
+
+fn told(scene: &Scene, target: &Path, restored: &Recovered) {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let (files, replay) = (ms(restored.files_took), ms(restored.replay_took));
+    if scene.json {
+        show::print_json(&json!({
+            "target": target,
+            "backup": restored.backup.id,
+            "timeline": restored.timeline,
+            "end": restored.end.to_string(),
+            "files": restored.files.files,
+            "bytes": restored.files.bytes,
+            "fetched_bytes": restored.files.fetched_bytes,
+            "files_ms": files,
+            "replay_ms": replay,
+        }));
+        return;
+    }
+    show::print(&format!(
+        "restored backup {} and the WAL behind it up to {}, into {}\n{} in {} ({} fetched), WAL in {}; timeline {}\n",
+        restored.backup.id,
+        restored.end,
+        target.display(),
+        show_bytes(restored.files.bytes),
+        show_ms(files),
+        show_bytes(restored.files.fetched_bytes),
+        show_ms(replay),
+        restored.timeline,
+    ));
+    eprintln!(
+        "next: look at it (`pg_ctl -D {} start`), or make it a cluster: `data_dir` in a new member's config file, and `sempre init`",
+        target.display()
+    );
+}

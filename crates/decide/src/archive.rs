@@ -1,0 +1,80 @@
+//! Who keeps the WAL in a repository. Every member comes to it by itself; two that come to different
+//! results for a moment do no harm: the replication slot is one, and what is stored twice is the same.
+
+use sempre_model::{MemberId, MemberKind, Record};
+use std::collections::BTreeMap;
+
+/// Whose duty it is. `alive` are the members that are heard, each with whether it does it now.
+///
+/// Whoever does it goes on. Else rather a member without the primary, so that losing that machine
+/// does not take the archiver with it; a witness has the least to do.
+pub fn archiver(
+    record: &Record,
+    repository: &str,
+    alive: &BTreeMap<MemberId, bool>,
+) -> Option<MemberId> {
+    let place = record.backups.repositories.get(repository)?;
+    let candidates = alive
+        .iter()
+        .filter(|(name, _)| record.members.contains_key(*name) && place.is_reached_by(name));
+    let rank = |(name, does): &(&MemberId, &bool)| {
+        let kind = record.members.get(*name).map(|m| m.kind);
+        let is_primary = record.primary.as_ref() == Some(*name);
+        (!**does, is_primary, kind != Some(MemberKind::Witness), (*name).clone())
+    };
+    candidates.min_by_key(rank).map(|(name, _)| name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sempre_model::{
+        Member,
+        backup::{BackupKey, Repository, StoreAt},
+        member::Ports,
+    };
+
+    fn name(name: &str) -> MemberId {
+        MemberId::new(name).unwrap()
+    }
+
+    #[test]
+    fn the_duty_stays_and_prefers_who_is_not_primary() {
+        let mut record = Record { primary: Some(name("a")), ..Record::default() };
+        for (at, kind) in
+            [("a", MemberKind::Data), ("b", MemberKind::Data), ("w", MemberKind::Witness)]
+        {
+            let member = Member {
+                name: name(at),
+                node: 1,
+                kind,
+                paths: Vec::new(),
+                ports: Ports::default(),
+                zone: None,
+                tags: Default::default(),
+                own_certificate: false,
+            };
+            record.members.insert(name(at), member);
+        }
+        let place = Repository {
+            store: StoreAt::Folder("/r".into()),
+            members: [name("a"), name("b")].into(),
+            key: BackupKey("k".into()),
+            made_unix_ms: 0,
+        };
+        record.backups.repositories.insert("main".into(), place);
+        let alive = |doing: &[(&str, bool)]| -> Option<MemberId> {
+            let alive = doing.iter().map(|(at, does)| (name(at), *does)).collect();
+            archiver(&record, "main", &alive)
+        };
+        assert_eq!(alive(&[("a", false), ("b", false), ("w", false)]), Some(name("b")));
+        assert_eq!(alive(&[("a", true), ("b", false)]), Some(name("a")), "it stays");
+        assert_eq!(alive(&[("a", false)]), Some(name("a")), "rather the primary than nobody");
+        assert_eq!(alive(&[("w", true), ("x", true)]), None, "they do not reach it");
+        record.backups.repositories.get_mut("main").unwrap().members.clear();
+        let all = [("a", false), ("b", false), ("w", false)];
+        let alive = all.iter().map(|(at, does)| (name(at), *does)).collect();
+        assert_eq!(archiver(&record, "main", &alive), Some(name("w")));
+        assert_eq!(archiver(&record, "other", &alive), None);
+    }
+}

@@ -1,0 +1,308 @@
+//! What the record knows of backups: where the repositories are, what was ordered, what came of it.
+
+use crate::{
+    command::{Rejected, refused, stale},
+    ids::{Lsn, MemberId, Timeline},
+    record::Record,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+};
+
+/// Repositories a cluster may have.
+pub const REPOSITORIES_MAX: usize = 8;
+/// The longest name of a repository.
+const NAME_MAX: usize = 32;
+
+/// Where a repository's objects are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreAt {
+    /// In a folder, at the same path for every member that can reach it.
+    Folder(PathBuf),
+}
+
+impl fmt::Display for StoreAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreAt::Folder(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// The key that opens a repository, as text. Never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BackupKey(pub String);
+
+impl fmt::Debug for BackupKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BackupKey(..)")
+    }
+}
+
+/// A repository of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repository {
+    /// Where it is.
+    pub store: StoreAt,
+    /// Who can reach it; empty: everybody.
+    #[serde(default)]
+    pub members: BTreeSet<MemberId>,
+    /// What opens it.
+    pub key: BackupKey,
+    /// When it was made, ms since 1970.
+    pub made_unix_ms: u64,
+}
+
+impl Repository {
+    /// Can this member reach it?
+    pub fn is_reached_by(&self, member: &MemberId) -> bool {
+        self.members.is_empty() || self.members.contains(member)
+    }
+}
+
+/// A base backup that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupOrder {
+    /// By whom.
+    pub member: MemberId,
+    /// Compared with nothing.
+    pub full: bool,
+    /// The record version of the order: tells it from another one.
+    pub version: u64,
+    /// When it was ordered, ms since 1970.
+    pub at_unix_ms: u64,
+}
+
+/// A base backup that was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupMade {
+    /// Its name.
+    pub id: String,
+    /// Bytes of the files.
+    pub bytes: u64,
+    /// What it came to in the repository, bytes.
+    pub stored_bytes: u64,
+    /// How long it took, ms.
+    pub took_ms: u64,
+}
+
+/// What came of the last order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupEnded {
+    /// By whom.
+    pub member: MemberId,
+    /// When, ms since 1970.
+    pub at_unix_ms: u64,
+    /// The backup, or why there is none.
+    pub outcome: Result<BackupMade, String>,
+}
+
+/// What the record knows of backups.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Backups {
+    /// Repositories by name.
+    pub repositories: BTreeMap<String, Repository>,
+    /// Base backups that are being made, by repository.
+    pub orders: BTreeMap<String, BackupOrder>,
+    /// What came of the last one, by repository.
+    pub ended: BTreeMap<String, BackupEnded>,
+    /// The newest that worked, by repository: when it was made, ms since 1970.
+    pub newest_unix_ms: BTreeMap<String, u64>,
+}
+
+/// How far the WAL is in a repository, as its archiver says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveView {
+    /// The timeline.
+    pub timeline: Timeline,
+    /// Durable there.
+    pub flushed: Lsn,
+    /// The primary's end, as the archiver last heard.
+    pub server: Lsn,
+    /// Where WAL is missing before.
+    pub gap: Option<(Lsn, Lsn)>,
+}
+
+/// How far a base backup is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupProgress {
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes in all; 0 while not known.
+    pub total_bytes: u64,
+    /// Bytes a second.
+    pub bytes_per_s: u64,
+    /// Left at this rate, ms.
+    pub left_ms: Option<u64>,
+}
+
+/// A change of what the record knows of backups.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackupChange {
+    /// A new repository, or another key of a known one.
+    PutRepository {
+        /// Its name.
+        name: String,
+        /// All of it.
+        repository: Repository,
+    },
+    /// The cluster has it no longer; what is in it stays.
+    RemoveRepository {
+        /// Its name.
+        name: String,
+    },
+    /// A base backup is to be made.
+    Order {
+        /// Where to.
+        repository: String,
+        /// By whom.
+        member: MemberId,
+        /// Compared with nothing.
+        full: bool,
+    },
+    /// It was made, or not.
+    End {
+        /// Where to.
+        repository: String,
+        /// The order's.
+        version: u64,
+        /// The backup, or why there is none.
+        outcome: Result<BackupMade, String>,
+    },
+}
+
+/// The name under which a repository's archiver has a replication slot on each member, so that the next
+/// primary still has what was not archived.
+pub fn archiver_of(repository: &str) -> Result<MemberId, crate::ids::BadMemberId> {
+    MemberId::new(format!("archive-{repository}"))
+}
+
+impl Record {
+    pub(crate) fn change_backups(
+        &mut self,
+        at_unix_ms: u64,
+        change: &BackupChange,
+    ) -> Result<Option<(String, String)>, Rejected> {
+        let event = |text: String| Ok(Some(("backup".to_owned(), text)));
+        let backups = &mut self.backups;
+        match change {
+            BackupChange::PutRepository { name, repository } => {
+                if name.len() > NAME_MAX || archiver_of(name).is_err() {
+                    return Err(refused(format!(
+                        "`{name}` is no name for a repository: small letters, digits and `-`, up to {NAME_MAX}"
+                    )));
+                }
+                let known = backups.repositories.contains_key(name);
+                if !known && backups.repositories.len() >= REPOSITORIES_MAX {
+                    return Err(refused(format!(
+                        "there are {REPOSITORIES_MAX} repositories already"
+                    )));
+                }
+                backups.repositories.insert(name.clone(), repository.clone());
+                event(format!("repository {name} in {}", repository.store))
+            }
+            BackupChange::RemoveRepository { name } => {
+                if backups.repositories.remove(name).is_none() {
+                    return Err(refused(format!("there is no repository `{name}`")));
+                }
+                backups.orders.remove(name);
+                backups.ended.remove(name);
+                backups.newest_unix_ms.remove(name);
+                event(format!("repository {name} is no longer used; what is in it stays"))
+            }
+            BackupChange::Order { repository, member, full } => {
+                let Some(known) = backups.repositories.get(repository) else {
+                    return Err(refused(format!("there is no repository `{repository}`")));
+                };
+                if !known.is_reached_by(member) {
+                    return Err(refused(format!("{member} does not reach {repository}")));
+                }
+                if let Some(order) = backups.orders.get(repository) {
+                    return Err(refused(format!(
+                        "{} is making a backup in {repository} already",
+                        order.member
+                    )));
+                }
+                let order = BackupOrder {
+                    member: member.clone(),
+                    full: *full,
+                    version: self.version + 1,
+                    at_unix_ms,
+                };
+                backups.orders.insert(repository.clone(), order);
+                self.known(member)?;
+                event(format!("{member} makes a backup in {repository}"))
+            }
+            BackupChange::End { repository, version, outcome } => {
+                let Some(order) = backups.orders.get(repository).filter(|o| o.version == *version)
+                else {
+                    return Err(stale("the order is another one by now"));
+                };
+                let member = order.member.clone();
+                backups.orders.remove(repository);
+                let text = match outcome {
+                    Ok(made) => {
+                        backups.newest_unix_ms.insert(repository.clone(), at_unix_ms);
+                        format!("backup {} made by {member} in {repository}", made.id)
+                    }
+                    Err(why) => format!("no backup by {member} in {repository}: {why}"),
+                };
+                let ended = BackupEnded { member, at_unix_ms, outcome: outcome.clone() };
+                backups.ended.insert(repository.clone(), ended);
+                event(text)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn repository() -> Repository {
+        Repository {
+            store: StoreAt::Folder("/backup".into()),
+            members: BTreeSet::new(),
+            key: BackupKey("secret".into()),
+            made_unix_ms: 1,
+        }
+    }
+
+    #[test]
+    fn keys_are_not_shown_and_names_are_checked() {
+        assert!(!format!("{:?}", repository()).contains("secret"));
+        let mut record = Record::default();
+        for name in ["", "A", "a b", &"x".repeat(33)] {
+            let change =
+                BackupChange::PutRepository { name: name.into(), repository: repository() };
+            assert!(record.change_backups(1, &change).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_order_is_ended_once_and_by_itself_only() {
+        let mut record = Record::default();
+        let put = BackupChange::PutRepository { name: "main".into(), repository: repository() };
+        record.change_backups(1, &put).unwrap();
+        let member = MemberId::new("m1").unwrap();
+        let order =
+            BackupChange::Order { repository: "main".into(), member: member.clone(), full: false };
+        assert!(record.clone().change_backups(2, &order).is_err(), "there is no such member");
+        let order_of = BackupOrder { member, full: false, version: 7, at_unix_ms: 2 };
+        record.backups.orders.insert("main".into(), order_of);
+        assert!(record.change_backups(3, &order).is_err(), "one at a time");
+        let end =
+            |version, outcome| BackupChange::End { repository: "main".into(), version, outcome };
+        assert!(record.change_backups(3, &end(6, Err("x".into()))).is_err(), "another order");
+        record.change_backups(4, &end(7, Err("no space".into()))).unwrap();
+        assert!(record.backups.orders.is_empty() && record.backups.newest_unix_ms.is_empty());
+        assert!(record.change_backups(5, &end(7, Err("again".into()))).is_err());
+    }
+}

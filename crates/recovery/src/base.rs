@@ -1,0 +1,157 @@
+//! A base backup of a running server.
+
+use crate::{Error, Result, choose::Coverage, clock::unix_ms};
+use sempre_backup::{
+    Backup, CONTROL_FILE, Options, Progress, Repository, Source, SourceWhat, Writer, Writing,
+};
+use sempre_postgres::Instance;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// The WAL of a backup is archived within this time, or something is wrong.
+const WAL_WITHIN: Duration = Duration::from_secs(120);
+/// How often that is looked at.
+const WAL_POLL: Duration = Duration::from_millis(100);
+/// Tries to read the control file while the server writes it.
+const CONTROL_TRIES: usize = 100;
+
+/// How a base backup is made.
+#[derive(Clone, Debug)]
+pub struct BaseBackup<'a> {
+    /// Whose.
+    pub instance: &'a Instance,
+    /// Password of role `sempre`.
+    pub admin_password: &'a str,
+    /// Where to.
+    pub repository: &'a Repository,
+    /// How the files are copied.
+    pub options: Options,
+    /// Compare with nothing: everything is stored anew.
+    pub full: bool,
+}
+
+/// Makes a base backup of a running server, primary or standby. Its WAL must be on its way into the
+/// repository.
+pub async fn back_up(task: &BaseBackup<'_>, progress: Arc<Progress>) -> Result<Backup> {
+    let BaseBackup { instance, admin_password, repository, .. } = task;
+    let began_unix_ms = unix_ms();
+    let session = instance.session(admin_password).await?;
+    let control = instance.control_data()?;
+    repository.expect_cluster(instance.me.as_str(), control.system_identifier)?;
+    let writer = Writer::announce(repository, began_unix_ms, !task.full).await?;
+    let parent = writer.parent().cloned();
+    let mut options = task.options.clone();
+    options.trust_stamps &= parent.as_ref().is_some_and(|p| p.member == instance.me);
+    let mut writing = Writing::begin(writer, options, progress.clone());
+    let begun = session.begin_backup(&format!("sempre {}", writing.id())).await?;
+
+    let data_dir = &instance.layout.data_dir;
+    let listed = {
+        let data_dir = data_dir.clone();
+        let listing = tokio::task::spawn_blocking(move || sempre_backup::list(&data_dir));
+        listing.await.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic()))?
+    };
+    progress.expect(listed.iter().map(size_of).sum());
+    let sorted_segments = writing.copy(listed).await?;
+    let kept = KeptControl::read(data_dir, &instance.layout.config_dir).await?;
+    let late_segments = writing.copy(vec![kept.source()?]).await?;
+    drop(kept);
+    let ended = session.end_backup().await?;
+    let ended_unix_ms = unix_ms();
+    drop(session);
+
+    wait_for_wal(repository, control.wal_segment_bytes, ended.timeline, begun.start, ended.stop)
+        .await?;
+    let backup = Backup {
+        id: writing.id().to_owned(),
+        parent: parent.map(|p| p.id),
+        member: instance.me.clone(),
+        from_standby: begun.on_standby,
+        version_num: begun.version_num,
+        began_unix_ms,
+        ended_unix_ms,
+        timeline: ended.timeline,
+        start: begun.start,
+        stop: ended.stop,
+        wal_segment_bytes: control.wal_segment_bytes,
+        label: ended.label,
+        tablespaces: begun.tablespaces,
+        block_bytes: sempre_backup::BLOCK_BYTES,
+        sorted_segments,
+        late_segments,
+        stats: writing.stats(),
+    };
+    Ok(writing.publish(backup).await?)
+}
+
+fn size_of(source: &Source) -> u64 {
+    match source.what {
+        SourceWhat::File(bytes, _) => bytes,
+        _ => 0,
+    }
+}
+
+async fn wait_for_wal(
+    repository: &Repository,
+    segment_bytes: u64,
+    timeline: sempre_model::Timeline,
+    start: sempre_model::Lsn,
+    stop: sempre_model::Lsn,
+) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        let coverage = Coverage::read(repository, segment_bytes).await?;
+        let history = coverage.newest_from(timeline, start);
+        if coverage.reach(start, &history) >= stop {
+            return Ok(());
+        }
+        if began.elapsed() > WAL_WITHIN {
+            let repository = repository.store.name().to_owned();
+            return Err(Error::NoWal { stop, repository, seconds: WAL_WITHIN.as_secs() });
+        }
+        tokio::time::sleep(WAL_POLL).await;
+    }
+}
+
+/// A copy of the control file, made while the server may be writing it.
+struct KeptControl(PathBuf);
+
+impl KeptControl {
+    async fn read(data_dir: &Path, beside: &Path) -> Result<Self> {
+        let file = data_dir.join(CONTROL_FILE);
+        let read = || fs::read(&file).map_err(Error::io("read", &file));
+        let mut last = read()?;
+        for _ in 0..CONTROL_TRIES {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let again = read()?;
+            if again == last {
+                let kept = beside.join("pg_control.backup");
+                fs::write(&kept, &again).map_err(Error::io("write", &kept))?;
+                return Ok(Self(kept));
+            }
+            last = again;
+        }
+        let source = std::io::Error::other("it changes all the time");
+        Err(Error::Io { doing: "read", path: file, source })
+    }
+
+    fn source(&self) -> Result<Source> {
+        let metadata = fs::metadata(&self.0).map_err(Error::io("look at", &self.0))?;
+        Ok(Source {
+            path: CONTROL_FILE.to_owned(),
+            from: self.0.clone(),
+            mode: 0o600,
+            what: SourceWhat::File(metadata.len(), Default::default()),
+        })
+    }
+}
+
+impl Drop for KeptControl {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}

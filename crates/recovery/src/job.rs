@@ -1,0 +1,133 @@
+//! Work that is done in a process of its own, beside the agent: so that it may take memory and processor,
+//! and whatever happens to it does not happen to who keeps the lease.
+//!
+//! The job comes as one line of JSON; what it says is lines of JSON.
+
+use crate::{Archive, BaseBackup, Feed, Place, Result, back_up};
+use sempre_backup::{Options, Progress};
+use sempre_model::backup::{ArchiveView, BackupMade, BackupProgress};
+use sempre_postgres::Instance;
+use serde::{Deserialize, Serialize};
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How often progress is told.
+const TELL_EVERY: Duration = Duration::from_millis(250);
+/// How often it is told how far the archive is, at the most.
+const ARCHIVED_EVERY: Duration = Duration::from_millis(50);
+
+/// What is to be done.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Job {
+    /// Keep WAL in a repository, until it fails.
+    Archive {
+        /// Whose programs and certificates are used.
+        instance: Box<Instance>,
+        /// Whom it comes from.
+        feed: Feed,
+        /// `application_name`.
+        name: String,
+        /// The replication slot.
+        slot: String,
+        /// Where to.
+        place: Place,
+    },
+    /// Make a base backup.
+    BaseBackup {
+        /// Whose.
+        instance: Box<Instance>,
+        /// Password of role `sempre`.
+        admin_password: String,
+        /// Where to.
+        place: Place,
+        /// Compare with nothing.
+        full: bool,
+        /// Files at a time.
+        threads: usize,
+        /// The most that is read, bytes a second.
+        max_bytes_per_s: Option<u64>,
+    },
+}
+
+/// What a worker says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Said {
+    /// How far the WAL is.
+    Archived(ArchiveView),
+    /// How far a base backup is.
+    Progress(BackupProgress),
+    /// It is done.
+    Done(Worked),
+    /// It failed.
+    Failed(String),
+}
+
+/// What came of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Worked {
+    /// A base backup.
+    Backup(BackupMade),
+}
+
+impl Job {
+    /// Does it.
+    pub async fn work(self, say: impl Fn(Said) + Send + Sync + Clone + 'static) -> Result<Worked> {
+        match self {
+            Job::Archive { instance, feed, name, slot, place } => {
+                let repository = place.open().await?;
+                let slot = Some(slot);
+                let archive = Archive { instance: &instance, feed, name, slot, repository };
+                let mut last: Option<(Instant, ArchiveView)> = None;
+                let told = |view: ArchiveView| {
+                    let now = Instant::now();
+                    let due = last.is_none_or(|(at, said)| {
+                        said.timeline != view.timeline || now - at >= ARCHIVED_EVERY
+                    });
+                    if due {
+                        last = Some((now, view));
+                        say(Said::Archived(view));
+                    }
+                };
+                let never: Infallible = archive.run(told).await?;
+                match never {}
+            }
+            Job::BaseBackup { instance, admin_password, place, full, threads, max_bytes_per_s } => {
+                let repository = place.open().await?;
+                let options = Options { threads, max_bytes_per_s, ..Options::default() };
+                let (instance, admin_password) = (&*instance, admin_password.as_str());
+                let task =
+                    BaseBackup { instance, admin_password, repository: &repository, options, full };
+                let progress = Arc::new(Progress::default());
+                let telling = tokio::spawn(tell(progress.clone(), say));
+                let made = back_up(&task, progress).await;
+                telling.abort();
+                let made = made?;
+                Ok(Worked::Backup(BackupMade {
+                    id: made.id,
+                    bytes: made.stats.bytes,
+                    stored_bytes: made.stats.stored_bytes,
+                    took_ms: made.stats.took_ms,
+                }))
+            }
+        }
+    }
+}
+
+async fn tell(progress: Arc<Progress>, say: impl Fn(Said)) {
+    loop {
+        tokio::time::sleep(TELL_EVERY).await;
+        let now = progress.snapshot();
+        say(Said::Progress(BackupProgress {
+            done_bytes: now.done_bytes,
+            total_bytes: now.total_bytes,
+            bytes_per_s: now.bytes_per_s,
+            left_ms: now.left_ms,
+        }));
+    }
+}

@@ -1,0 +1,22 @@
+//! Backup and recovery of running PostgreSQL servers: keeping their WAL in a repository as it is written,
+//! base backups of their files, and bringing a server back to any moment.
+
+mod archive;
+mod base;
+mod choose;
+mod clock;
+mod error;
+mod job;
+mod place;
+mod replay;
+mod restore;
+mod spool;
+
+pub use archive::{Archive, Feed};
+pub use base::{BaseBackup, back_up};
+pub use choose::{Coverage, Goal, Window, choose, windows};
+pub use error::{Error, Result};
+pub use job::{Job, Said, Worked};
+pub use place::Place;
+pub use restore::{Recovered, Restore};
+pub use spool::serve_segment;

@@ -1,0 +1,193 @@
+//! A server that recovers in a restored directory, for itself: nobody else can reach it.
+
+use crate::{Error, Result, choose::Goal, clock::unix_ms};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use sempre_model::MemberId;
+use sempre_postgres::{Base, Installation, Instance, Layout, Session};
+use std::{
+    fmt::Write as _,
+    fs,
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+/// How often a server that recovers is looked at.
+const POLL: Duration = Duration::from_millis(20);
+/// Lines of the server's log that are kept for an error.
+const LOG_LINES: usize = 12;
+
+/// A server of a restored directory.
+pub(crate) struct Replay {
+    instance: Instance,
+    process: Child,
+    work: PathBuf,
+}
+
+impl Replay {
+    /// The instance that recovers `data_dir`, with what it needs in `work`.
+    pub(crate) fn instance(installation: &Installation, data_dir: &Path, work: &Path) -> Instance {
+        Instance {
+            installation: installation.clone(),
+            layout: Layout {
+                data_dir: data_dir.to_owned(),
+                config_dir: work.to_owned(),
+                run_dir: work.to_owned(),
+                salvage_dir: work.join("salvage"),
+                log_file: work.join("postgresql.log"),
+                tls_dir: work.to_owned(),
+            },
+            base: Base::default(),
+            port: 5432,
+            listen_addresses: Vec::new(),
+            socket_dirs: Vec::new(),
+            me: MemberId::new("restore").expect("a name"),
+        }
+    }
+
+    /// Starts it. `restore_command` brings WAL.
+    pub(crate) fn start(
+        installation: &Installation,
+        data_dir: &Path,
+        work: &Path,
+        goal: &Goal,
+        restore_command: &str,
+    ) -> Result<Self> {
+        let instance = Self::instance(installation, data_dir, work);
+        let write =
+            |path: PathBuf, text: &str| fs::write(&path, text).map_err(Error::io("write", &path));
+        write(instance.hba_file(), "local all all trust\n")?;
+        write(instance.config_file(), &configuration(&instance, goal, restore_command))?;
+        write(data_dir.join("recovery.signal"), "")?;
+        let process = spawn(&instance)?;
+        Ok(Self { instance, process, work: work.to_owned() })
+    }
+
+    /// Waits until it has recovered and takes writes.
+    pub(crate) async fn recovered(&mut self) -> Result<Session> {
+        loop {
+            if let Ok(Some(status)) = self.process.try_wait() {
+                return Err(self.failed(format!("the server ended ({status})")));
+            }
+            if let Ok(session) = self.instance.session("").await
+                && session.is_primary().await.unwrap_or(false)
+            {
+                return Ok(session);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Stops it in order.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        signal(&self.process, Signal::SIGINT);
+        loop {
+            match self.process.try_wait() {
+                Ok(Some(status)) if status.success() => return Ok(()),
+                Ok(Some(status)) => return Err(self.failed(format!("the server ended ({status})"))),
+                Ok(None) => tokio::time::sleep(POLL).await,
+                Err(error) => return Err(self.failed(error.to_string())),
+            }
+        }
+    }
+
+    /// What the server said last.
+    fn failed(&self, why: String) -> Error {
+        let log = fs::read_to_string(self.work.join("postgresql.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let last = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+        Error::Replay { why, log: last }
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if let Ok(None) = self.process.try_wait() {
+            signal(&self.process, Signal::SIGQUIT);
+            let _ = self.process.wait();
+        }
+    }
+}
+
+fn signal(process: &Child, signal: Signal) {
+    if let Ok(pid) = i32::try_from(process.id()) {
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+}
+
+fn spawn(instance: &Instance) -> Result<Child> {
+    let start = instance.start_command();
+    let file = &instance.layout.log_file;
+    let log = File::options().append(true).create(true).open(file);
+    let log = log.map_err(Error::io("open", file))?;
+    let mut command = Command::new(&start.program);
+    command.args(start.args).envs(start.env);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command.spawn().map_err(Error::io("start", &start.program))
+}
+
+fn configuration(instance: &Instance, goal: &Goal, restore_command: &str) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\\', "\\\\").replace('\'', "''"));
+    let at = |path: &Path| quoted(&path.to_string_lossy());
+    let mut text = String::new();
+    // The user's own settings first: libraries that replay needs are named there.
+    let own = instance.layout.data_dir.join("postgresql.conf");
+    let _ = writeln!(text, "include_if_exists = {}", at(&own));
+    let mut set = |name: &str, value: String| {
+        let _ = writeln!(text, "{name} = {value}");
+    };
+    set("listen_addresses", "''".into());
+    set("port", instance.port.to_string());
+    set("unix_socket_directories", at(&instance.layout.run_dir));
+    set("hba_file", at(&instance.hba_file()));
+    set("ident_file", at(&instance.layout.config_dir.join("pg_ident.conf")));
+    set("external_pid_file", "''".into());
+    set("logging_collector", "off".into());
+    set("log_destination", "'stderr'".into());
+    set("ssl", "off".into());
+    set("archive_mode", "off".into());
+    set("archive_cleanup_command", "''".into());
+    set("synchronous_standby_names", "''".into());
+    set("primary_conninfo", "''".into());
+    // Nobody reads before it is done; and limits of the old server need not be matched then.
+    set("hot_standby", "off".into());
+    set("restore_command", quoted(restore_command));
+    set("recovery_target_timeline", "'latest'".into());
+    set("recovery_target_action", "'promote'".into());
+    set("recovery_target_inclusive", "on".into());
+    for name in ["", "_time", "_lsn", "_name", "_xid"] {
+        set(&format!("recovery_target{name}"), "''".into());
+    }
+    match goal {
+        Goal::Latest => {}
+        Goal::Backup => set("recovery_target", "'immediate'".into()),
+        Goal::Time(unix_ms) => set("recovery_target_time", quoted(&timestamp(*unix_ms))),
+        Goal::Lsn(lsn) => set("recovery_target_lsn", quoted(&lsn.to_string())),
+        Goal::Name(name) => set("recovery_target_name", quoted(name)),
+        Goal::Transaction(id) => set("recovery_target_xid", quoted(&id.to_string())),
+        Goal::BeforeTransaction(id) => {
+            set("recovery_target_xid", quoted(&id.to_string()));
+            set("recovery_target_inclusive", "off".into());
+        }
+    }
+    text
+}
+
+fn timestamp(unix_ms: u64) -> String {
+    let nanos = i128::from(unix_ms) * 1_000_000;
+    let at = time::OffsetDateTime::from_unix_timestamp_nanos(nanos);
+    let format = time::macros::format_description!(
+        "[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]+00"
+    );
+    at.ok().and_then(|at| at.format(format).ok()).unwrap_or_else(|| unix_ms.to_string())
+}
+
+/// A name for a folder of work beside `target`, which is on the same file system.
+pub(crate) fn work_beside(target: &Path) -> PathBuf {
+    let name = target.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    target.with_file_name(format!(".{name}.restore-{}", unix_ms() % 1_000_000))
+}

@@ -1,0 +1,133 @@
+//! Bringing a server back: files of a base backup, then WAL up to the goal, then a clean stop. What is left
+//! is a data directory that can be started, or adopted as the first member of a cluster.
+
+use crate::{
+    Error, Result,
+    choose::{Coverage, Goal, choose},
+    replay::{Replay, work_beside},
+    spool::Spool,
+};
+use sempre_backup::{Backup, Progress, Repository, RestoreOptions, Restored};
+use sempre_model::{Lsn, Timeline};
+use sempre_postgres::Installation;
+use std::{
+    fs::{self, DirBuilder},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// A restore.
+#[derive(Clone, Debug)]
+pub struct Restore<'a> {
+    /// From where.
+    pub repository: &'a Repository,
+    /// With these programs.
+    pub installation: &'a Installation,
+    /// To where.
+    pub target: &'a Path,
+    /// To which moment.
+    pub goal: Goal,
+    /// From this backup; without: the nearest before the goal.
+    pub backup: Option<&'a str>,
+    /// How the files come back.
+    pub options: RestoreOptions,
+    /// The program that answers `restore_command`, with its first arguments: `SPOOL FILE TARGET` follow.
+    pub fetch_command: Vec<String>,
+}
+
+/// What was restored.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// From this backup.
+    pub backup: Backup,
+    /// Files that came back.
+    pub files: Restored,
+    /// How long the files took.
+    pub files_took: Duration,
+    /// How long replaying WAL took, with the start of the server.
+    pub replay_took: Duration,
+    /// The timeline it is on now.
+    pub timeline: Timeline,
+    /// Where it begins to differ from what was: the end of what was replayed.
+    pub end: Lsn,
+    /// The last transaction that was replayed was committed then, ms since 1970.
+    pub last_commit_unix_ms: Option<u64>,
+}
+
+impl Restore<'_> {
+    /// Does it. What is in the target after an error is of no use, but for another try with
+    /// `delta`.
+    pub async fn run(&self, progress: Arc<Progress>) -> Result<Recovered> {
+        let backup = self.chosen().await?;
+        let began = Instant::now();
+        let files =
+            self.repository.restore_files(&backup, self.target, self.options.clone(), progress);
+        let files = files.await?;
+        let label = self.target.join("backup_label");
+        fs::write(&label, &backup.label).map_err(Error::io("write", &label))?;
+        let files_took = began.elapsed();
+        let began = Instant::now();
+        let work = Work::make(self.target)?;
+        let mut spool =
+            Spool::new(&work.0.join("wal"), self.repository.clone(), backup.wal_segment_bytes)?;
+        let command = self.restore_command(&work.0.join("wal"));
+        let mut replay =
+            Replay::start(self.installation, self.target, &work.0, &self.goal, &command)?;
+        let session = tokio::select! {
+            biased;
+            failed = spool.serve() => match failed? {},
+            session = replay.recovered() => session?,
+        };
+        let (timeline, _) = session.position().await?;
+        let end = session.history().await?.ancestors.last().map(|(_, end)| *end);
+        drop(session);
+        replay.stop().await?;
+        Ok(Recovered {
+            backup,
+            files,
+            files_took,
+            replay_took: began.elapsed(),
+            timeline,
+            end: end.unwrap_or_default(),
+            last_commit_unix_ms: None,
+        })
+    }
+
+    async fn chosen(&self) -> Result<Backup> {
+        let backups = match self.backup {
+            Some(name) => vec![self.repository.backup(name).await?],
+            None => self.repository.backups().await?,
+        };
+        let segment_bytes = backups.last().map_or(16 << 20, |backup| backup.wal_segment_bytes);
+        let coverage = Coverage::read(self.repository, segment_bytes).await?;
+        choose(&backups, &coverage, &self.goal).cloned()
+    }
+
+    fn restore_command(&self, spool: &Path) -> String {
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''")).replace('%', "%%");
+        let mut words: Vec<String> = self.fetch_command.iter().map(|word| quoted(word)).collect();
+        words.push(quoted(&spool.to_string_lossy()));
+        // The server puts its own words in these places.
+        words.extend(["%f".to_owned(), "%p".to_owned()]);
+        words.join(" ")
+    }
+}
+
+/// A folder of work, removed in the end.
+struct Work(PathBuf);
+
+impl Work {
+    fn make(target: &Path) -> Result<Self> {
+        let dir = work_beside(target);
+        DirBuilder::new().mode(0o700).create(&dir).map_err(Error::io("make", &dir))?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

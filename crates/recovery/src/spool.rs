@@ -1,0 +1,154 @@
+//! WAL for a server that recovers: it asks by its `restore_command`, through files in a folder; a task of
+//! ours answers, and fetches ahead what it will ask for next.
+//!
+//! The command makes `NAME.wanted` and waits for `NAME` or `NAME.absent`. There are no sockets, and nobody
+//! has to parse anything; whoever dies leaves only files.
+
+use crate::{Error, Result};
+use sempre_backup::{Repository, SegmentName, segment_name};
+use sempre_model::Timeline;
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+use tokio::task::JoinSet;
+
+/// Segments fetched ahead.
+const AHEAD: u64 = 4;
+/// How often both sides look.
+const POLL: Duration = Duration::from_millis(3);
+/// A command whose answer does not come gives up after this time: nobody serves any more.
+const ANSWER_WITHIN: Duration = Duration::from_secs(300);
+
+/// Serves a recovering server from a folder.
+pub(crate) struct Spool {
+    dir: PathBuf,
+    repository: Repository,
+    segment_bytes: u64,
+    /// What is being fetched: its name, and whether there is such a thing.
+    fetching: JoinSet<(String, Result<bool>)>,
+    in_flight: BTreeSet<String>,
+    /// Somebody waits for these: if there is no such thing, it is told.
+    asked: BTreeSet<String>,
+}
+
+impl Spool {
+    pub(crate) fn new(dir: &Path, repository: Repository, segment_bytes: u64) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(Error::io("make", dir))?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            repository,
+            segment_bytes,
+            fetching: JoinSet::new(),
+            in_flight: BTreeSet::new(),
+            asked: BTreeSet::new(),
+        })
+    }
+
+    /// Answers until dropped. An error of the repository ends it: an answer that something is not
+    /// there would end the recovery early, as if all were well.
+    pub(crate) async fn serve(&mut self) -> Result<std::convert::Infallible> {
+        loop {
+            for wanted in self.wanted()? {
+                let asked = self.dir.join(format!("{wanted}.wanted"));
+                fs::remove_file(&asked).map_err(Error::io("remove", &asked))?;
+                self.answer(wanted);
+            }
+            while let Some(done) = self.fetching.try_join_next() {
+                let (name, found) =
+                    done.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic()));
+                self.in_flight.remove(&name);
+                if !found? && self.asked.remove(&name) {
+                    put(&self.dir, &format!("{name}.absent"), b"")?;
+                }
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn wanted(&self) -> Result<Vec<String>> {
+        let entries = fs::read_dir(&self.dir).map_err(Error::io("list", &self.dir))?;
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        Ok(names.filter_map(|n| Some(n.strip_suffix(".wanted")?.to_owned())).collect())
+    }
+
+    fn answer(&mut self, wanted: String) {
+        let segment = SegmentName::parse(&wanted, self.segment_bytes);
+        self.asked.insert(wanted.clone());
+        self.fetch(wanted);
+        if let Some(segment) = segment {
+            for number in segment.number + 1..=segment.number + AHEAD {
+                self.fetch(segment_name(SegmentName { number, ..segment }, self.segment_bytes));
+            }
+        }
+    }
+
+    /// Fetches a file, unless it is there or on its way.
+    fn fetch(&mut self, name: String) {
+        if self.dir.join(&name).exists() || !self.in_flight.insert(name.clone()) {
+            return;
+        }
+        let (repository, dir) = (self.repository.clone(), self.dir.clone());
+        let segment_bytes = self.segment_bytes;
+        self.fetching.spawn(async move {
+            let found = fetch(&repository, &dir, &name, segment_bytes).await;
+            (name, found)
+        });
+    }
+}
+
+/// Segments and histories. Anything else a server asks for (`.partial`, `.backup`) is not there.
+async fn fetch(
+    repository: &Repository,
+    dir: &Path,
+    name: &str,
+    segment_bytes: u64,
+) -> Result<bool> {
+    let history = name.strip_suffix(".history").and_then(|hex| u32::from_str_radix(hex, 16).ok());
+    let content = if let Some(segment) = SegmentName::parse(name, segment_bytes) {
+        repository.fetch_segment(segment, segment_bytes).await?.map(|fetched| fetched.content)
+    } else if let Some(timeline) = history {
+        repository.fetch_history(Timeline(timeline)).await?.map(String::into_bytes)
+    } else {
+        None
+    };
+    match content {
+        Some(content) => put(dir, name, &content).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+fn put(dir: &Path, file: &str, content: &[u8]) -> Result<()> {
+    let (unfinished, path) = (dir.join(format!("{file}.tmp")), dir.join(file));
+    fs::write(&unfinished, content).map_err(Error::io("write", &unfinished))?;
+    fs::rename(&unfinished, &path).map_err(Error::io("put in place", &path))
+}
+
+/// `restore_command`: brings `file` to `target`. False if there is none.
+pub fn serve_segment(spool: &Path, file: &str, target: &Path) -> io::Result<bool> {
+    let (ready, absent) = (spool.join(file), spool.join(format!("{file}.absent")));
+    let _ = fs::remove_file(&absent);
+    fs::write(spool.join(format!("{file}.wanted")), b"")?;
+    let began = Instant::now();
+    loop {
+        if ready.exists() {
+            match fs::rename(&ready, target) {
+                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                    fs::copy(&ready, target)?;
+                    fs::remove_file(&ready)?;
+                }
+                renamed => renamed?,
+            }
+            return Ok(true);
+        }
+        if fs::remove_file(&absent).is_ok() {
+            return Ok(false);
+        }
+        if began.elapsed() > ANSWER_WITHIN || !spool.exists() {
+            return Err(io::Error::other("nobody answers: the restore has ended"));
+        }
+        std::thread::sleep(POLL);
+    }
+}

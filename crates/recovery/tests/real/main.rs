@@ -1,0 +1,7 @@
+//! Against real PostgreSQL servers. As root, all of it runs as system user `postgres`.
+
+mod moments;
+mod rig;
+#[path = "../../../postgres/tests/real/servers.rs"]
+#[allow(dead_code)]
+mod servers;
