@@ -1,18 +1,15 @@
 //! What a backup holds: its description, and its files in the order of their paths, in segments that are
 //! each an object. A segment names the packs it uses and can be read without any other.
 
-use crate::{
-    Error, Repository, Result, names,
-    seal::{self, Compressor, Kind, Sealer},
-};
-use bytes::Bytes;
+mod segment;
+
+pub use segment::Segment;
+pub(crate) use segment::{Files, SegmentBuilder};
+
+use crate::{Repository, Result, names, seal::Kind};
 use sempre_model::{Lsn, MemberId, Timeline};
 use serde::{Deserialize, Serialize};
-use std::{collections::HashMap, sync::Arc};
-
-/// A segment is closed when it has so many blocks (about 50 bytes each) or entries.
-const SEGMENT_BLOCKS: usize = 40_000;
-const SEGMENT_ENTRIES: usize = 20_000;
+use std::sync::Arc;
 
 /// A backup, as published.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,165 +152,9 @@ pub struct Entry {
     pub what: What,
 }
 
-/// As stored. Numbered by their order: new ones go to the end.
-#[derive(Serialize, Deserialize)]
-enum StoredBlock {
-    Zero,
-    In { id: [u8; 32], pack: u32, offset: u64, bytes: u32 },
-}
-
-#[derive(Serialize, Deserialize)]
-enum StoredWhat {
-    Dir,
-    Link(String),
-    File { bytes: u64, stamp: Stamp, blocks: Vec<StoredBlock> },
-}
-
-#[derive(Serialize, Deserialize)]
-struct StoredEntry {
-    path: String,
-    mode: u32,
-    what: StoredWhat,
-}
-
-#[derive(Default, Serialize, Deserialize)]
-struct StoredSegment {
-    packs: Vec<PackRef>,
-    entries: Vec<StoredEntry>,
-}
-
-/// Gathers entries into segments.
-#[derive(Default)]
-pub(crate) struct SegmentBuilder {
-    segment: StoredSegment,
-    known: HashMap<PackRef, u32>,
-    blocks: usize,
-}
-
-impl SegmentBuilder {
-    pub(crate) fn push(&mut self, entry: Entry) {
-        let what = match entry.what {
-            What::Dir => StoredWhat::Dir,
-            What::Link(target) => StoredWhat::Link(target),
-            What::File { bytes, stamp, blocks } => {
-                self.blocks += blocks.len();
-                let blocks = blocks.into_iter().map(|block| self.stored(block)).collect();
-                StoredWhat::File { bytes, stamp, blocks }
-            }
-        };
-        self.segment.entries.push(StoredEntry { path: entry.path, mode: entry.mode, what });
-    }
-
-    fn stored(&mut self, block: Block) -> StoredBlock {
-        let Block::Stored { id, pack, offset, bytes } = block else { return StoredBlock::Zero };
-        let pack = *self.known.entry(pack).or_insert_with_key(|pack| {
-            self.segment.packs.push(pack.clone());
-            u32::try_from(self.segment.packs.len() - 1).expect("a segment is small")
-        });
-        StoredBlock::In { id, pack, offset, bytes }
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        self.blocks >= SEGMENT_BLOCKS || self.segment.entries.len() >= SEGMENT_ENTRIES
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.segment.entries.is_empty()
-    }
-
-    /// The object of this name.
-    pub(crate) fn seal(&self, repository: &Repository, name: &str) -> Bytes {
-        let content = postcard::to_stdvec(&self.segment).expect("it has only plain data");
-        let mut sealer = Sealer::new(&repository.keys, Kind::Segment, name);
-        sealer.push(&content, &mut Compressor::new(1));
-        sealer.finish()
-    }
-}
-
-/// What a segment holds.
-#[derive(Clone, Debug)]
-pub struct Segment {
-    /// The packs it uses.
-    pub packs: Vec<PackRef>,
-    /// In the order of their paths.
-    pub entries: Vec<Entry>,
-}
-
 impl Repository {
-    /// Reads a segment of a backup.
-    pub async fn segment(&self, backup: &str, number: u32) -> Result<Segment> {
-        self.segment_at(&names::segment(backup, number)).await
-    }
-
-    /// Reads the segment of this name.
-    pub(crate) async fn segment_at(&self, name: &str) -> Result<Segment> {
-        let object = self.store.get(name).await?;
-        let content = seal::open(&self.keys, Kind::Segment, name, &object)?;
-        let stored: StoredSegment =
-            postcard::from_bytes(&content).map_err(|e| Error::damaged(name, e))?;
-        let packs = stored.packs;
-        let block = |block| match block {
-            StoredBlock::Zero => Ok(Block::Zero),
-            StoredBlock::In { id, pack, offset, bytes } => {
-                let pack = packs.get(pack as usize).cloned();
-                let pack = pack.ok_or_else(|| Error::damaged(name, "it names no such pack"))?;
-                Ok(Block::Stored { id, pack, offset, bytes })
-            }
-        };
-        let entry = |entry: StoredEntry| {
-            let what = match entry.what {
-                StoredWhat::Dir => What::Dir,
-                StoredWhat::Link(target) => What::Link(target),
-                StoredWhat::File { bytes, stamp, blocks } => {
-                    let blocks = blocks.into_iter().map(block).collect::<Result<_>>()?;
-                    What::File { bytes, stamp, blocks }
-                }
-            };
-            Ok(Entry { path: entry.path, mode: entry.mode, what })
-        };
-        let entries = stored.entries.into_iter().map(entry).collect::<Result<_>>()?;
-        Ok(Segment { packs, entries })
-    }
-
     /// The outcome of a backup's writer.
     pub(crate) async fn outcome(&self, backup: &str) -> Result<Outcome> {
         self.get(Kind::Backup, &names::backup(backup)).await
-    }
-}
-
-/// Reads the sorted entries of a backup one after the other, for comparing.
-pub(crate) struct Files {
-    repository: Repository,
-    backup: Backup,
-    next_segment: u32,
-    entries: std::vec::IntoIter<Entry>,
-    ahead: Option<Entry>,
-}
-
-impl Files {
-    pub(crate) fn of(repository: Repository, backup: Backup) -> Self {
-        let entries = Vec::new().into_iter();
-        Self { repository, backup, next_segment: 0, entries, ahead: None }
-    }
-
-    /// The entry of this path. Paths are asked for in their order.
-    pub(crate) async fn find(&mut self, path: &str) -> Result<Option<Entry>> {
-        loop {
-            match &self.ahead {
-                Some(entry) if entry.path.as_str() > path => return Ok(None),
-                Some(entry) if entry.path == path => return Ok(self.ahead.take()),
-                _ => {}
-            }
-            if let Some(entry) = self.entries.next() {
-                self.ahead = Some(entry);
-            } else if self.next_segment < self.backup.sorted_segments {
-                let segment = self.repository.segment(&self.backup.id, self.next_segment).await?;
-                self.entries = segment.entries.into_iter();
-                self.next_segment += 1;
-            } else {
-                self.ahead = None;
-                return Ok(None);
-            }
-        }
     }
 }

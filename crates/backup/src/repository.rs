@@ -57,26 +57,38 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Makes a repository in an empty store.
+    /// Makes a repository in an empty store, or goes on where an earlier try with this key stopped.
     pub async fn create(
         store: Arc<dyn Store>,
         backup_key: &Secret,
         identity: Identity,
     ) -> Result<Self> {
-        if let Some(other) = store.list("").await?.first() {
-            let (there, name) = (&other.key, store.name());
+        let first_key = names::key(1, &backup_key.fingerprint());
+        let begun = |key: &String| *key == first_key || key == IDENTITY;
+        let there = store.list("").await?.into_iter().map(|listed| listed.key);
+        if let Some(there) = there.into_iter().find(|key| !begun(key)) {
+            let name = store.name();
             return Err(Error::Refused(format!(
                 "{name} is not empty (there is {there}): a repository is made in an empty place"
             )));
         }
         let epoch = Secret::random();
-        let repository = Self {
-            keys: Arc::new(Keys::single(1, epoch.clone())),
-            identity: Arc::new(identity),
-            store,
-        };
-        repository.wrap(1, &epoch, backup_key).await?;
-        repository.put(Kind::Identity, IDENTITY, &*repository.identity).await?;
+        let keys = Arc::new(Keys::single(1, epoch.clone()));
+        let mut repository = Self { keys, identity: Arc::new(identity), store };
+        match repository.wrap(1, &epoch, backup_key).await {
+            Err(Error::Exists { .. }) => {
+                repository.keys = Arc::new(unwrap_keys(&*repository.store, backup_key).await?);
+            }
+            put => put?,
+        }
+        match repository.put(Kind::Identity, IDENTITY, &*repository.identity).await {
+            Err(Error::Exists { .. }) => {
+                let found: Identity = repository.get(Kind::Identity, IDENTITY).await?;
+                let wanted = std::mem::replace(&mut repository.identity, Arc::new(found));
+                repository.expect_cluster(&wanted.cluster, wanted.system_identifier)?;
+            }
+            put => put?,
+        }
         let plain = Plain { format: FORMAT, id: format!("{:032x}", rand::random::<u128>()) };
         repository.store.barrier().await?;
         // Last: what has no such object is no repository.

@@ -23,7 +23,7 @@ fn change(fixture: &Fixture, seed: u64) {
 
 /// Two backups; the second uses blocks of the first.
 async fn two() -> Result<(Fixture, Backup, Backup)> {
-    let mut fixture = Fixture::new().await?;
+    let mut fixture = Fixture::quick().await?;
     fixture.put("base/5/1", &noise(1, 300_000));
     change(&fixture, 2);
     let first = fixture.back_up().await?;

@@ -4,7 +4,8 @@ mod common;
 
 use anyhow::Result;
 use common::{Fixture, noise, tree};
-use sempre_backup::{Repository, Retention, Secret, VerifyOptions};
+use sempre_backup::{Repository, Retention, Secret, SegmentName, VerifyOptions, WalWriter};
+use sempre_model::{Lsn, Timeline};
 use std::fs;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,5 +100,36 @@ async fn kept_is_whole(mut fixture: Fixture) -> Result<()> {
     let found = repository.verify(None, VerifyOptions::default(), Default::default()).await?;
     assert_eq!((found.backups, found.damages), (2, vec![]));
     assert_eq!(fixture.check_all().await?.len(), 2);
+    Ok(())
+}
+
+/// WAL is appended to objects that the store has in parts.
+#[tokio::test(flavor = "multi_thread")]
+async fn wal_comes_back_from_every_store() -> Result<()> {
+    Fixture::on_each(wal_comes_back).await
+}
+
+async fn wal_comes_back(fixture: Fixture) -> Result<()> {
+    const SEGMENT: u64 = 1 << 20;
+    let (repository, timeline) = (fixture.repository.clone(), Timeline(1));
+    let mut writer = WalWriter::new(repository.clone(), timeline, Lsn(SEGMENT), SEGMENT)?;
+    let wal = noise(9, 2_500_000);
+    let mut at = 0;
+    for step in [1, 8192, 600_000, 1_000_000, 800_000] {
+        writer.write(Lsn(SEGMENT + at as u64), &wal[at..at + step]).await?;
+        at += step;
+        let end = Lsn(SEGMENT + at as u64);
+        assert_eq!(writer.flush().await?, end);
+        assert_eq!(repository.wal_end(timeline, Lsn(SEGMENT), SEGMENT).await?, end);
+    }
+    let list = repository.list_wal().await?;
+    assert_eq!(list.whole[&timeline].keys().copied().collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(list.open.iter().map(|name| name.number).collect::<Vec<_>>(), [3]);
+    for number in 1..=3 {
+        let begin = (number - 1) as usize * SEGMENT as usize;
+        let fetched = repository.fetch_segment(SegmentName { timeline, number }, SEGMENT).await?;
+        let want = &wal[begin..at.min(begin + SEGMENT as usize)];
+        assert!(fetched.unwrap().content.starts_with(want), "segment {number}");
+    }
     Ok(())
 }

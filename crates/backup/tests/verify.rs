@@ -19,7 +19,7 @@ async fn verify(repository: &Repository) -> sempre_backup::Result<Verified> {
 /// Three backups that share blocks, one with an owner that is gone; a hold; a writer at work, and one
 /// that was given up.
 async fn house() -> Result<(Fixture, sempre_backup::Writer)> {
-    let mut fixture = Fixture::new().await?;
+    let mut fixture = Fixture::quick().await?;
     for (file, seed) in [("1", 1), ("2", 2), ("3", 3)] {
         fixture.put(&format!("base/5/{file}"), &noise(seed, 300_000));
     }

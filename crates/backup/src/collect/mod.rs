@@ -161,8 +161,8 @@ impl Repository {
         }
         let mut needed = BTreeSet::new();
         for key in &roots.segments {
-            match self.segment_at(key).await {
-                Ok(segment) => needed.extend(segment.packs.iter().map(|pack| pack.name())),
+            match self.packs_of(key).await {
+                Ok(packs) => needed.extend(packs.iter().map(|pack| pack.name())),
                 Err(
                     error @ (Error::Damaged { .. } | Error::Format { .. } | Error::Missing { .. }),
                 ) => roots.unknown.push(error.to_string()),

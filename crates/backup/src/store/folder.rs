@@ -171,11 +171,20 @@ fn put_in_place(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // Network file systems have no such rename, but a hard link that is never replaced.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {
-            fs::hard_link(from, to)?;
+            match fs::hard_link(from, to) {
+                // The answer of such a file system was lost, and it was asked again.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && is_same(from, to) => {}
+                linked => linked?,
+            }
             fs::remove_file(from)
         }
         renamed => Ok(renamed?),
     }
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    let inode = |path| fs::symlink_metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    inode(a).is_some() && inode(a) == inode(b)
 }
 
 #[async_trait]

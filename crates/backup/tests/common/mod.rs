@@ -38,6 +38,13 @@ impl Fixture {
         Self::on(dir, store).await
     }
 
+    /// In a folder that is in memory, where there is one: syncing costs nothing.
+    pub async fn quick() -> Result<Self> {
+        let dir = quick_dir()?;
+        let store = Arc::new(Folder::new(dir.path().join("repository")));
+        Self::on(dir, store).await
+    }
+
     /// On every kind of store, one after the other.
     pub async fn on_each(test: impl AsyncFn(Self) -> Result<()>) -> Result<()> {
         test(Self::new().await?).await?;
@@ -51,6 +58,11 @@ impl Fixture {
         let key = Secret::random();
         let identity = Identity::new("id", "main", 7, 1);
         let repository = Repository::create(store, &key, identity).await?;
+        Self::of(dir, repository, key)
+    }
+
+    /// With a repository that is there.
+    pub fn of(dir: tempfile::TempDir, repository: Repository, key: Secret) -> Result<Self> {
         fs::create_dir_all(dir.path().join("data/base/5"))?;
         let (now, expected) = (1_700_000_000_000, BTreeMap::new());
         Ok(Self { dir, repository, key, now, expected })
@@ -144,6 +156,13 @@ pub async fn copy(
     let (id, stats) = (writing.id().to_owned(), writing.stats());
     let backup = Backup { sorted_segments, ..described(id, parent, now, stats) };
     Ok((writing, backup))
+}
+
+/// In memory, where that is possible.
+pub fn quick_dir() -> Result<tempfile::TempDir> {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory).ok() } else { None };
+    Ok(made.map_or_else(tempfile::tempdir, Ok)?)
 }
 
 /// The time of the store: objects are dated by it.

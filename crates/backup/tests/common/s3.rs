@@ -123,6 +123,11 @@ impl Server {
         self.state.faults.lock().unwrap().extend(faults);
     }
 
+    /// Those that were not reached do not come.
+    pub fn no_faults(&self) {
+        self.state.faults.lock().unwrap().clear();
+    }
+
     /// What becomes of all others.
     pub fn always(&self, fault: Option<Fault>) {
         *self.state.always.lock().unwrap() = fault;
@@ -150,6 +155,8 @@ async fn accept(
     state: Arc<State>,
 ) {
     while let Ok((socket, _)) = listener.accept().await {
+        // Or each answer waits for the receipt of its first part.
+        let _ = socket.set_nodelay(true);
         let (service, state, tls) = (service.clone(), state.clone(), tls.clone());
         let answer = service_fn(move |request| {
             let (service, state) = (service.clone(), state.clone());

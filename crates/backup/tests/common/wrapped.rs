@@ -20,6 +20,8 @@ pub enum Then {
     Fail(&'static str),
     /// It is done, but says that it failed.
     GoAndFail(&'static str),
+    /// It is done, and then done again: it says that it was there already.
+    GoTwice,
 }
 
 pub struct Call {
@@ -99,6 +101,11 @@ impl Wrapped {
         match (self.decide)(Call { number, doing, key: key.to_owned() }).await {
             Then::Go => call.await,
             Then::Fail(why) => failed(why),
+            Then::GoTwice => {
+                call.await?;
+                let (key, repository) = (key.to_owned(), self.inner.name().to_owned());
+                Err(Error::Exists { key, repository })
+            }
             Then::GoAndFail(why) => {
                 call.await?;
                 failed(why)
