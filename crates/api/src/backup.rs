@@ -3,10 +3,9 @@
 
 use sempre_model::{
     Lsn, MemberId, Timeline,
-    backup::{ArchiveView, BackupEnded, BackupOrder, BackupProgress, Proof},
+    backup::{ArchiveView, BackupEnded, BackupOrder, BackupProgress, Proof, StoreAt},
 };
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 
 /// Something asked about backups.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,8 +15,8 @@ pub enum BackupRequest {
     Init {
         /// Its name.
         name: String,
-        /// In this folder.
-        folder: PathBuf,
+        /// Where.
+        store: StoreAt,
         /// Who can reach it; empty: everybody.
         #[serde(default)]
         members: Vec<MemberId>,

@@ -215,8 +215,28 @@ pub enum BackupTask {
         name: String,
         /// In this folder: empty or absent, writable for the members' system user, and on another
         /// machine or disk than the databases (a network file system, say)
-        #[arg(long, value_name = "PATH")]
-        folder: PathBuf,
+        #[arg(long, value_name = "PATH", required_unless_present = "s3")]
+        folder: Option<PathBuf>,
+        /// In this bucket of an S3-compatible store
+        #[arg(
+            long,
+            value_name = "BUCKET[/PREFIX]",
+            conflicts_with = "folder",
+            requires = "s3_credentials"
+        )]
+        s3: Option<String>,
+        /// Of this store, such as `https://s3.example.org:9000`; without: Amazon's own
+        #[arg(long, value_name = "URL", requires = "s3")]
+        s3_endpoint: Option<String>,
+        /// Its region
+        #[arg(long, value_name = "REGION", requires = "s3")]
+        s3_region: Option<String>,
+        /// A file with `aws_access_key_id = ...` and `aws_secret_access_key = ...`
+        #[arg(long, value_name = "FILE", requires = "s3")]
+        s3_credentials: Option<PathBuf>,
+        /// Who signed the store's certificate, if the machine does not know it (PEM)
+        #[arg(long, value_name = "FILE", requires = "s3")]
+        s3_ca: Option<PathBuf>,
         /// Who can reach it there; without: every member
         #[arg(long = "member", value_name = "MEMBER")]
         members: Vec<MemberId>,
@@ -373,6 +393,10 @@ pub struct RestoreHow {
     /// The file with the key that `sempre backup key` printed
     #[arg(long, value_name = "FILE", requires = "folder")]
     pub key_file: Option<PathBuf>,
+    /// From the repository that this file describes, as `sempre --json backup key` printed it, when no
+    /// member answers any more
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["folder", "repository"])]
+    pub place: Option<PathBuf>,
     /// Another place for a tablespace, by object id
     #[arg(long = "tablespace", value_name = "OID=DIR")]
     pub tablespaces: Vec<String>,

@@ -14,10 +14,11 @@ use sempre_api::{
     render::render_backups,
     units::{show_bytes, show_ms, show_time},
 };
+use sempre_model::backup::{BackupKey, Bucket, StoreAt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
-    path::PathBuf,
+    path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -35,8 +36,23 @@ struct Listings {
 pub async fn run(scene: &Scene, task: BackupTask) -> Result<(), Fail> {
     let client = scene.client()?;
     match task {
-        BackupTask::Init { name, folder, members } => {
-            init(scene, &client, name, folder, members).await
+        BackupTask::Init {
+            name,
+            folder,
+            s3,
+            s3_endpoint,
+            s3_region,
+            s3_credentials,
+            s3_ca,
+            members,
+        } => {
+            let store = match (folder, s3, s3_credentials) {
+                (None, Some(place), Some(credentials)) => {
+                    bucket(&place, s3_endpoint, s3_region, &credentials, s3_ca.as_deref())?
+                }
+                (folder, ..) => StoreAt::Folder(folder.unwrap_or_default()),
+            };
+            init(scene, &client, name, store, members).await
         }
         BackupTask::Detach { name, yes } => {
             terminal::confirm(yes, &format!("Keep nothing in {name} any more?"))?;
@@ -103,15 +119,53 @@ async fn init(
     scene: &Scene,
     client: &Client,
     name: String,
-    folder: PathBuf,
+    store: StoreAt,
     members: Vec<sempre_model::MemberId>,
 ) -> Result<(), Fail> {
-    let message = format!("repository {name} is made in {}", folder.display());
-    ask(scene, client, &BackupRequest::Init { name, folder, members }, &message).await?;
+    let message = format!("repository {name} is made in {store}");
+    ask(scene, client, &BackupRequest::Init { name, store, members }, &message).await?;
     eprintln!(
         "next: `sempre backup run` makes the first base backup; `sempre backup key` prints the key, to be kept where the machines are not"
     );
     Ok(())
+}
+
+/// What was typed of an S3-compatible store.
+fn bucket(
+    place: &str,
+    endpoint: Option<String>,
+    region: Option<String>,
+    credentials: &Path,
+    ca: Option<&Path>,
+) -> Result<StoreAt, Fail> {
+    let read = |file: &Path| {
+        std::fs::read_to_string(file).map_err(|error| {
+            Fail::usage(format!("cannot read {}", file.display()), error.to_string(), "")
+        })
+    };
+    let text = read(credentials)?;
+    let value = |wanted: &str| {
+        let mut pairs = text.lines().filter_map(|line| line.split_once('='));
+        let found = pairs.find(|(name, _)| name.trim() == wanted);
+        found.map(|(_, value)| value.trim().to_owned()).ok_or_else(|| {
+            Fail::usage(
+                format!("{} cannot be used", credentials.display()),
+                format!("it has no line `{wanted} = ...`"),
+                "Write both lines as the credentials file of the AWS tools has them.",
+            )
+        })
+    };
+    let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+    Ok(StoreAt::S3(Box::new(Bucket {
+        allow_http: endpoint.as_deref().is_some_and(|url| url.starts_with("http://")),
+        endpoint,
+        region,
+        bucket: bucket.to_owned(),
+        prefix: prefix.trim_matches('/').to_owned(),
+        access_key_id: value("aws_access_key_id")?,
+        secret_access_key: BackupKey(value("aws_secret_access_key")?),
+        ca_pem: ca.map(read).transpose()?,
+    })))
 }
 
 async fn repository_status(client: &Client, name: &str) -> Result<RepositoryStatus, Fail> {

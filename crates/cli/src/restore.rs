@@ -42,8 +42,9 @@ pub fn run(scene: &Scene, how: &RestoreHow) -> Result<(), Fail> {
     let goal = goal(how)?;
     let tablespaces = tablespaces(&how.tablespaces)?;
     // Asked before this becomes another user: the token is the present one's to read.
-    let place = match (&how.folder, &how.key_file) {
-        (Some(folder), Some(file)) => from_folder(folder, file)?,
+    let place = match (&how.folder, &how.key_file, &how.place) {
+        (_, _, Some(file)) => from_file(file)?,
+        (Some(folder), Some(file), _) => from_folder(folder, file)?,
         _ => connect::block_on(from_cluster(scene, how.repository.clone()))?,
     };
     if Uid::effective().is_root() {
@@ -144,6 +145,12 @@ fn from_folder(folder: &Path, key_file: &Path) -> Result<Place, Fail> {
     })?;
     let (name, store) = (folder.display().to_string(), StoreAt::Folder(folder.to_owned()));
     Ok(Place { name, store, key: BackupKey(key.trim().to_owned()) })
+}
+
+fn from_file(file: &Path) -> Result<Place, Fail> {
+    let unusable = |why: String| Fail::usage(format!("cannot use {}", file.display()), why, "");
+    let text = std::fs::read_to_string(file).map_err(|error| unusable(error.to_string()))?;
+    serde_json::from_str(&text).map_err(|error| unusable(error.to_string()))
 }
 
 pub async fn from_cluster(scene: &Scene, repository: Option<String>) -> Result<Place, Fail> {

@@ -23,17 +23,51 @@ const NAME_MAX: usize = 32;
 pub enum StoreAt {
     /// In a folder, at the same path for every member that can reach it.
     Folder(PathBuf),
+    /// In a bucket of an S3-compatible store.
+    S3(Box<Bucket>),
+}
+
+/// A bucket of an S3-compatible store, a place in it, and who we are to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bucket {
+    /// Such as `https://s3.example.org:9000`; none: Amazon's own, of the region.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// The region; many stores take any.
+    #[serde(default)]
+    pub region: Option<String>,
+    /// The bucket.
+    pub bucket: String,
+    /// In front of every key; empty: the repository has the bucket for itself.
+    #[serde(default)]
+    pub prefix: String,
+    /// Name of the key.
+    pub access_key_id: String,
+    /// The key. Never shown.
+    pub secret_access_key: BackupKey,
+    /// Whom to trust, in PEM, beside those the machine trusts.
+    #[serde(default)]
+    pub ca_pem: Option<String>,
+    /// Allow an endpoint without encryption. (What is stored is sealed in any case.)
+    #[serde(default)]
+    pub allow_http: bool,
 }
 
 impl fmt::Display for StoreAt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StoreAt::Folder(path) => write!(f, "{}", path.display()),
+            StoreAt::S3(at) => {
+                let endpoint = at.endpoint.as_deref().unwrap_or("s3:/");
+                write!(f, "{endpoint}/{}", at.bucket)?;
+                if at.prefix.is_empty() { Ok(()) } else { write!(f, "/{}", at.prefix) }
+            }
         }
     }
 }
 
-/// The key that opens a repository, as text. Never shown.
+/// A secret as text, such as the key that opens a repository. Never shown.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BackupKey(pub String);

@@ -19,7 +19,7 @@ pub use base::{BaseBackup, back_up};
 pub use choose::{Coverage, Goal, Window, choose, windows};
 pub use error::{Error, Result};
 pub use job::{Job, Said, Worked};
-pub use place::Place;
+pub use place::{Place, new_store};
 pub use prove::{Proved, prove};
 pub use prune::{Pruned, plan_prune, prune, retention};
 pub use restore::{Recovered, Restore};

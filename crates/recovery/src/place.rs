@@ -1,8 +1,8 @@
 //! A repository, as it is named in the record and handed to those who work with it.
 
 use crate::Result;
-use sempre_backup::{Folder, Repository, Secret, Store};
-use sempre_model::backup::{BackupKey, StoreAt};
+use sempre_backup::{Folder, Patience, Repository, S3, S3Config, Secret, Store};
+use sempre_model::backup::{BackupKey, Bucket, StoreAt};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -19,14 +19,46 @@ pub struct Place {
 
 impl Place {
     /// Its store.
-    pub fn store(&self) -> Arc<dyn Store> {
-        match &self.store {
-            StoreAt::Folder(path) => Arc::new(Folder::new(path)),
-        }
+    pub fn store(&self) -> Result<Arc<dyn Store>> {
+        store(&self.store)
     }
 
     /// Opens it.
     pub async fn open(&self) -> Result<Repository> {
-        Ok(Repository::open(self.store(), &Secret::from_text(&self.key.0)?).await?)
+        Ok(Repository::open(self.store()?, &Secret::from_text(&self.key.0)?).await?)
     }
+}
+
+/// Amazon's own default.
+const REGION: &str = "us-east-1";
+
+fn store(at: &StoreAt) -> Result<Arc<dyn Store>> {
+    Ok(match at {
+        StoreAt::Folder(path) => Arc::new(Folder::new(path)),
+        StoreAt::S3(bucket) => Arc::new(s3(bucket)?),
+    })
+}
+
+fn s3(at: &Bucket) -> Result<S3> {
+    let config = S3Config {
+        endpoint: at.endpoint.clone(),
+        region: at.region.clone().unwrap_or_else(|| REGION.to_owned()),
+        bucket: at.bucket.clone(),
+        prefix: at.prefix.clone(),
+        access_key_id: at.access_key_id.clone(),
+        secret_access_key: at.secret_access_key.0.clone(),
+        session_token: None,
+        ca_pem: at.ca_pem.clone(),
+        allow_http: at.allow_http,
+    };
+    Ok(S3::new(&config, Patience::default())?)
+}
+
+/// The store of a repository that is to be made. One that would let two writers both succeed is
+/// refused.
+pub async fn new_store(at: &StoreAt) -> Result<Arc<dyn Store>> {
+    if let StoreAt::S3(bucket) = at {
+        s3(bucket)?.probe().await?;
+    }
+    store(at)
 }

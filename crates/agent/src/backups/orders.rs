@@ -7,16 +7,16 @@ use sempre_api::{
     backup::{ListedBackup, Listing, Window},
     codes,
 };
-use sempre_backup::{Folder, Identity, Repository, Secret};
+use sempre_backup::{Identity, Repository, Secret};
 use sempre_consensus::{Consensus, ProposeError};
 use sempre_model::{
     Command, MemberId, Record,
     backup::{self as model, BackupChange, BackupKey, StoreAt},
     command::Change,
 };
-use sempre_recovery::{Coverage, Place, windows};
+use sempre_recovery::{Coverage, Place, new_store, windows};
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 use tokio::sync::watch;
 
 /// Answers.
@@ -35,8 +35,8 @@ impl Orders {
         let shown = self.shown.borrow().clone();
         let record = &shown.record;
         match request {
-            BackupRequest::Init { name, folder, members } => {
-                self.init(&shown, name, folder, members).await
+            BackupRequest::Init { name, store, members } => {
+                self.init(&shown, name, store, members).await
             }
             BackupRequest::Detach { name } => {
                 let version = self.propose(BackupChange::RemoveRepository { name }).await?;
@@ -100,7 +100,7 @@ impl Orders {
         &self,
         shown: &Shown,
         name: String,
-        folder: PathBuf,
+        at: StoreAt,
         members: Vec<MemberId>,
     ) -> Answer {
         let what = format!("no repository {name} was made");
@@ -112,7 +112,9 @@ impl Orders {
         if record.backups.repositories.contains_key(&name) {
             return Err(codes::REFUSED.error(what, "there is one of this name already"));
         }
-        if !folder.is_absolute() {
+        if let StoreAt::Folder(folder) = &at
+            && !folder.is_absolute()
+        {
             let why = format!("{} is no absolute path", folder.display());
             return Err(codes::BAD_REQUEST.error(what, why));
         }
@@ -122,12 +124,13 @@ impl Orders {
         majority::there(&self.shown).await?;
         let (key, now) = (Secret::random(), clock::now_unix_ms());
         let identity = Identity::new(&cluster.id, &cluster.name, system_identifier, now);
-        let store = Arc::new(Folder::new(&folder));
-        Repository::create(store, &key, identity)
-            .await
-            .map_err(|error| codes::REPOSITORY.error(what, error.to_string()))?;
+        let made = async {
+            let store = new_store(&at).await?;
+            Ok::<_, sempre_recovery::Error>(Repository::create(store, &key, identity).await?)
+        };
+        made.await.map_err(|error| codes::REPOSITORY.error(what, error.to_string()))?;
         let repository = model::Repository {
-            store: StoreAt::Folder(folder),
+            store: at,
             members: members.into_iter().collect::<BTreeSet<_>>(),
             key: BackupKey(key.to_text()),
             made_unix_ms: now,
