@@ -19,7 +19,7 @@ pub use key::{Keys, Secret};
 pub use manifest::{Backup, Block, Entry, PackRef, Segment, Stamp, Stats, What};
 pub use progress::{Progress, Snapshot};
 pub use repository::{Identity, Repository};
-pub use restore::{RestoreOptions, Restored};
+pub use restore::{Fetcher, RestoreOptions, Restored};
 pub use source::{CONTROL_FILE, Source, SourceWhat, list};
 pub use store::{Append, Folder, Listed, Store};
 pub use write::{BLOCK_BYTES, Options, Writing};
