@@ -129,11 +129,6 @@ impl State {
         write_durably(&self.dir, "whole", b"")
     }
 
-    /// Removes the state.
-    pub(crate) fn remove(self) -> Result<()> {
-        remove(&self.dir)
-    }
-
     /// The number of a file that is perhaps not all local.
     pub(crate) fn number(&self, file: impl AsFd) -> io::Result<Option<u32>> {
         let mut mark = [0; MARK_BYTES];
