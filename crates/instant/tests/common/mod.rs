@@ -1,6 +1,8 @@
 //! A real PostgreSQL, a backup of it in a folder, and its files served from there.
 #![allow(dead_code)] // each test uses what it needs
 
+pub mod disk;
+pub mod numbers;
 pub mod postgres;
 pub mod server;
 
@@ -46,7 +48,8 @@ impl Drop for Scratch {
     /// Nothing stays mounted, whatever happened.
     fn drop(&mut self) {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for point in mounts.lines().filter_map(|line| line.split(' ').nth(4)) {
+        // What was mounted last is above the others.
+        for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
             if Path::new(point).starts_with(self.dir.path()) {
                 let _ = Command::new("umount").args(["--lazy", point]).status();
             }
@@ -106,6 +109,8 @@ pub struct Prepared {
     pub repository: Repository,
     pub key: Secret,
     pub backup: Backup,
+    /// Where it is restored.
+    pub target: PathBuf,
 }
 
 impl Prepared {
@@ -120,16 +125,13 @@ impl Prepared {
         let backup = back_up(&repository, &original.data).await?;
         fs::rename(original.data.join("pg_wal"), scratch.path("wal"))?;
         fs::remove_dir_all(&original.data)?;
-        Ok(Self { scratch, repository, key, backup })
-    }
-
-    pub fn target(&self) -> PathBuf {
-        self.scratch.path("data")
+        let target = scratch.path("data");
+        Ok(Self { scratch, repository, key, backup, target })
     }
 
     /// An empty target that belongs to the database's user.
     pub fn make_target(&self) -> Result<PathBuf> {
-        let target = self.target();
+        let target = self.target.clone();
         fs::create_dir(&target)?;
         fs::set_permissions(&target, fs::Permissions::from_mode(0o700))?;
         let user = postgres::user()?;
@@ -139,7 +141,7 @@ impl Prepared {
 
     /// What recovery from the archive would bring.
     pub fn bring_wal(&self) -> Result<()> {
-        let (from, to) = (self.scratch.path("wal"), self.target().join("pg_wal"));
+        let (from, to) = (self.scratch.path("wal"), self.target.join("pg_wal"));
         if fs::read_dir(&to)?.count() > 1 {
             return Ok(());
         }

@@ -3,9 +3,15 @@
 use anyhow::{Context, Result, ensure};
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
 };
 
 static NEXT_PORT: AtomicU32 = AtomicU32::new(0);
@@ -14,6 +20,7 @@ pub struct Postgres {
     pub data: PathBuf,
     sockets: PathBuf,
     port: String,
+    postmaster: Mutex<Option<String>>,
 }
 
 fn program(name: &str) -> PathBuf {
@@ -49,13 +56,18 @@ fn done(mut command: Command) -> Result<String> {
 impl Postgres {
     /// The database in `data`.
     pub fn at(data: &Path) -> Result<Self> {
+        Self::with_sockets(data, data.with_extension("sockets"))
+    }
+
+    /// With its socket and log elsewhere.
+    pub fn with_sockets(data: &Path, sockets: PathBuf) -> Result<Self> {
         let number = std::process::id() * 64 + NEXT_PORT.fetch_add(1, Ordering::Relaxed);
-        let sockets = data.with_extension("sockets");
         fs::create_dir_all(&sockets)?;
         let user = user()?;
         std::os::unix::fs::chown(&sockets, Some(user.0), Some(user.1))?;
         let port = (10_000 + number % 50_000).to_string();
-        Ok(Self { data: data.to_owned(), sockets, port })
+        let postmaster = Mutex::default();
+        Ok(Self { data: data.to_owned(), sockets, port, postmaster })
     }
 
     pub fn init(data: &Path) -> Result<Self> {
@@ -82,6 +94,8 @@ impl Postgres {
         start.arg("start").stdout(Stdio::null()).stderr(Stdio::null());
         let status = start.status()?;
         ensure!(status.success(), "{status}\n{}", self.log());
+        let pid = fs::read_to_string(self.data.join("postmaster.pid"))?;
+        *self.postmaster.lock().unwrap() = pid.lines().next().map(ToOwned::to_owned);
         Ok(())
     }
 
@@ -92,7 +106,9 @@ impl Postgres {
     pub fn stop(&self, how: &str) -> Result<()> {
         let mut stop = as_user("pg_ctl");
         stop.args(["-w", "-t", "120", "-m", how, "stop", "-D"]).arg(&self.data);
-        done(stop).map(drop)
+        done(stop)?;
+        self.postmaster.lock().unwrap().take();
+        Ok(())
     }
 
     fn client(&self, name: &str) -> Command {
@@ -120,6 +136,40 @@ impl Postgres {
         Ok(pgbench.spawn()?)
     }
 
+    /// Inserts numbers one after the other into `numbers`; each line of output is one that was
+    /// acknowledged. Ends when the database does.
+    pub fn numbers(&self, from: u64) -> Result<Child> {
+        let mut psql = self.client("psql");
+        // `RETURNING` would speak before the commit.
+        psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", "postgres"]);
+        psql.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = psql.spawn()?;
+        let mut stdin = child.stdin.take().expect("it is piped");
+        std::thread::spawn(move || {
+            let mut n = from;
+            // Ends when psql does. A full pipe holds it back.
+            while writeln!(stdin, "insert into numbers values ({n});\n\\echo {n}").is_ok() {
+                n += 1;
+            }
+        });
+        Ok(child)
+    }
+
+    /// The database dies with all of its processes, also when its files cannot be read any more.
+    pub fn crash(&self) {
+        let Some(pid) = self.postmaster.lock().unwrap().take() else { return };
+        let kill = |signal: &str| {
+            let status = Command::new("kill").args([signal, &pid]).stderr(Stdio::null()).status();
+            status.is_ok_and(|status| status.success())
+        };
+        let patience = Instant::now() + Duration::from_secs(20);
+        kill("-QUIT");
+        while kill("-0") && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(20));
+        }
+        kill("-KILL");
+    }
+
     /// Every table and index is what it should be.
     pub fn check(&self) -> Result<()> {
         self.query("create extension if not exists amcheck")?;
@@ -140,12 +190,6 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        if self.data.join("postmaster.pid").exists() && self.stop("immediate").is_err() {
-            // Its files may be gone.
-            let pid = fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
-            if let Some(pid) = pid.lines().next() {
-                let _ = Command::new("kill").args(["-9", pid]).status();
-            }
-        }
+        self.crash();
     }
 }

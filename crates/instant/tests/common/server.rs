@@ -31,17 +31,20 @@ pub async fn serve_if_asked() -> Result<()> {
     let target = PathBuf::from(target);
     let mut serving = Instant::mount(repository, backup, &target, options).await?;
     println!("\nserver: mounted {}", serving.progress().left_bytes);
-    serving.local().await;
-    println!("server: local");
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line)?;
-    if line == "switch\n" {
-        serving.switch().await?;
-        println!("server: switched {}", serving.open_handles());
-        serving.unused().await;
-        println!("server: unused");
+    loop {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line)?;
+        match line.trim() {
+            "left" => println!("server: left {}", serving.progress().left_bytes),
+            "switch" => {
+                serving.switch().await?;
+                println!("server: switched {}", serving.open_handles());
+                serving.unused().await;
+                println!("server: unused");
+            }
+            _ => return Ok(()),
+        }
     }
-    Ok(())
 }
 
 impl Server {
@@ -49,7 +52,7 @@ impl Server {
     pub fn start(prepared: &Prepared, rate: Option<u64>) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--exact", "serve", "--ignored", "--nocapture"]);
-        command.env("SEMPRE_INSTANT_TARGET", prepared.target());
+        command.env("SEMPRE_INSTANT_TARGET", &prepared.target);
         command.env("SEMPRE_INSTANT_REPOSITORY", prepared.scratch.path("repository"));
         command.env("SEMPRE_INSTANT_KEY", prepared.key.to_text());
         command.env("SEMPRE_INSTANT_BACKUP", serde_json::to_string(&prepared.backup)?);
@@ -76,6 +79,11 @@ impl Server {
         use std::io::Write;
         let stdin = self.child.stdin.as_mut().context("no input")?;
         Ok(writeln!(stdin, "{line}")?)
+    }
+
+    pub fn left(&mut self) -> Result<u64> {
+        self.say("left")?;
+        Ok(self.wait_for("left")?.parse()?)
     }
 
     pub fn kill(mut self) -> Result<()> {
