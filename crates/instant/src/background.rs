@@ -1,12 +1,7 @@
 //! Bringing in what nobody has asked for yet: in the order in which the repository has it, several threads at
 //! a time, giving way to those that somebody waits for.
 
-use crate::{
-    Error, Options, Result,
-    file::Pending,
-    shared::Shared,
-    state::files::Record,
-};
+use crate::{Error, Options, Result, file::Pending, shared::Shared, state::files::Record};
 use std::{
     fs::{self, File},
     ops::Range,
@@ -235,11 +230,7 @@ pub(crate) fn visit(dir: &Path, each: &mut impl FnMut(File) -> Result<()>) -> Re
     visit_on(device, dir, each)
 }
 
-fn visit_on(
-    device: u64,
-    dir: &Path,
-    each: &mut impl FnMut(File) -> Result<()>,
-) -> Result<()> {
+fn visit_on(device: u64, dir: &Path, each: &mut impl FnMut(File) -> Result<()>) -> Result<()> {
     let gone = |e: &std::io::Error| e.kind() == std::io::ErrorKind::NotFound;
     let entries = match fs::read_dir(dir) {
         Err(error) if gone(&error) => return Ok(()),

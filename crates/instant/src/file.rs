@@ -1,11 +1,6 @@
 //! A file that is perhaps not all local: blocks come in before they are looked at.
 
-use crate::{
-    Error, Result,
-    shared::Shared,
-    source::Wanted,
-    state::files::Record,
-};
+use crate::{Error, Result, shared::Shared, source::Wanted, state::files::Record};
 use std::{
     collections::BTreeSet,
     fs::File,
@@ -70,7 +65,9 @@ impl Pending {
     /// The blocks that these bytes are in, as far as they are the backup's.
     fn blocks(&self, shared: &Shared, offset: u64, length: u64) -> Range<u32> {
         let block_bytes = shared.source.block_bytes();
-        let clip = |block: u64| u32::try_from(block).map_or(self.record.blocks, |b| b.min(self.record.blocks));
+        let clip = |block: u64| {
+            u32::try_from(block).map_or(self.record.blocks, |b| b.min(self.record.blocks))
+        };
         clip(offset / block_bytes)..clip(offset.saturating_add(length).div_ceil(block_bytes))
     }
 

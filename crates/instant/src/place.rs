@@ -4,7 +4,11 @@
 //! directory itself is never a mount: the large directories in it are (`base`, and places of tablespaces), and
 //! when such a mount is detached the same names lead to the local files below it.
 
-use std::{collections::BTreeMap, os::fd::{AsRawFd, OwnedFd}, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsRawFd, OwnedFd},
+    path::PathBuf,
+};
 
 /// Tablespaces are below this, each a directory elsewhere.
 pub(crate) const TABLESPACES: &str = "pg_tblspc";

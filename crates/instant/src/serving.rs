@@ -353,7 +353,9 @@ impl Drop for Serving {
             }
         }
         self.mounts.clear();
-        if !self.switched && let Err(error) = self.shared.save() {
+        if !self.switched
+            && let Err(error) = self.shared.save()
+        {
             tracing::warn!("{error}");
         }
     }

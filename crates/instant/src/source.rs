@@ -109,9 +109,9 @@ impl Source {
         let segment = self.segment(record.segment)?;
         let (path, all) = blocks_of(&segment, record)?;
         let run = &all[blocks.start as usize..blocks.end as usize];
-        let mut fetcher = locked(&self.fetchers).pop().unwrap_or_else(|| {
-            Fetcher::new(self.repository.clone(), self.runtime.clone())
-        });
+        let mut fetcher = locked(&self.fetchers)
+            .pop()
+            .unwrap_or_else(|| Fetcher::new(self.repository.clone(), self.runtime.clone()));
         for (at, number) in blocks.enumerate() {
             let offset = u64::from(number) * self.block_bytes();
             let length = record.bytes.saturating_sub(offset).min(self.block_bytes());

@@ -85,7 +85,8 @@ async fn blocks_come_in_when_they_are_looked_at_and_only_then() -> Result<()> {
     ensure!(serving.progress().left_bytes == left - BLOCK as u64);
     // A page in the middle of a block; over a border; the last bytes, and behind them.
     let mut expected = content.clone();
-    for (offset, bytes) in [(6 * BLOCK + 8192, 8192), (9 * BLOCK - 10, 20), (content.len() - 1, 9)] {
+    for (offset, bytes) in [(6 * BLOCK + 8192, 8192), (9 * BLOCK - 10, 20), (content.len() - 1, 9)]
+    {
         file.write_all_at(&vec![7; bytes], offset as u64)?;
         expected.resize(expected.len().max(offset + bytes), 0);
         expected[offset..offset + bytes].fill(7);
@@ -179,8 +180,7 @@ async fn names_are_made_moved_linked_and_removed() -> Result<()> {
     std::os::unix::fs::chown(dir.join("3"), Some(7), Some(8))?;
     let found = fs::metadata(dir.join("3"))?;
     ensure!((found.mode() & 0o7777, found.uid(), found.gid()) == (0o640, 7, 8));
-    let exclusive =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join("3"));
+    let exclusive = OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join("3"));
     ensure!(exclusive.unwrap_err().kind() == ErrorKind::AlreadyExists);
     ensure!(fs::read(dir.join("none")).unwrap_err().kind() == ErrorKind::NotFound);
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
@@ -209,7 +209,9 @@ fn are_one(by_mount: &mut File, by_name: &File) -> Result<()> {
         // Longer, by name: PostgreSQL asks the open file where its end is, and writes there.
         by_name.write_all_at(&vec![round as u8 + 1; length as usize], end)?;
         ensure!(ends(by_mount)? == end + length);
-        ensure!(at(by_mount, end as usize, length as usize)? == vec![round as u8 + 1; length as usize]);
+        ensure!(
+            at(by_mount, end as usize, length as usize)? == vec![round as u8 + 1; length as usize]
+        );
         by_mount.write_all_at(&[9; 8192], end + length)?;
         ensure!(by_name.metadata()?.len() == end + length + 8192);
         ensure!(at(by_name, (end + length) as usize, 8192)? == [9; 8192]);
@@ -244,7 +246,8 @@ async fn after_the_switch_open_files_and_names_lead_to_the_same() -> Result<()> 
     serving.switch().await?;
 
     ensure!(serving.open_handles() == 3, "{}", serving.open_handles());
-    for (by_mount, path) in [(&mut before, &first), (&mut when_local, &second), (&mut made, &third)] {
+    for (by_mount, path) in [(&mut before, &first), (&mut when_local, &second), (&mut made, &third)]
+    {
         let by_name = open(path)?;
         ensure!(fs::read(path)? == content);
         are_one(by_mount, &by_name)?;
@@ -312,6 +315,9 @@ async fn what_makes_no_sense_is_refused() -> Result<()> {
     other.id = "another".to_owned();
     let other = Fixture { backup: other, ..fixture };
     let error = said(other.mount().await);
-    ensure!(error.contains("is being restored from backup") && error.contains("another"), "{error}");
+    ensure!(
+        error.contains("is being restored from backup") && error.contains("another"),
+        "{error}"
+    );
     Ok(())
 }

@@ -109,8 +109,7 @@ async fn what_was_acknowledged_survives_the_loss_of_power() -> Result<()> {
     let disk = Disk::new(prepared.scratch.path("image"), prepared.scratch.path("disk"))?;
     prepared.target = disk.at.join("data");
     prepared.make_target()?;
-    let postgres =
-        Postgres::with_sockets(&prepared.target, prepared.scratch.path("sockets"))?;
+    let postgres = Postgres::with_sockets(&prepared.target, prepared.scratch.path("sockets"))?;
     // What was copied there by hand must be there as what the restore made.
     drop(Server::start(&prepared, Some(RATE))?);
     prepared.bring_wal()?;

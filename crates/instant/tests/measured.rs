@@ -47,8 +47,7 @@ async fn the_first_query_is_answered_in_time_whatever_the_size() -> Result<()> {
 
         let began = std::time::Instant::now();
         let (repository, backup) = (prepared.repository.clone(), prepared.backup.clone());
-        let mut serving =
-            Instant::mount(repository, backup, &target, Options::default()).await?;
+        let mut serving = Instant::mount(repository, backup, &target, Options::default()).await?;
         let mounted = began.elapsed();
         prepared.bring_wal()?;
         let copied = began.elapsed() - mounted;
@@ -124,7 +123,10 @@ async fn a_large_one_is_mounted_in_time() -> Result<()> {
     let mut content = [0; 8];
     last.read_exact_at(&mut content, (1 << 30) - u64::from(sempre_backup::BLOCK_BYTES))?;
     ensure!(u64::from_le_bytes(content) >> 32 == u64::from(gigabytes) - 1);
-    println!("{gigabytes} GiB: mounted after {mounted:?}, read {:?} later", began.elapsed() - mounted);
+    println!(
+        "{gigabytes} GiB: mounted after {mounted:?}, read {:?} later",
+        began.elapsed() - mounted
+    );
     let status = fs::read_to_string("/proc/self/status")?;
     let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
     println!("  {peak} (with the backup)");

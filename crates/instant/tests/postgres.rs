@@ -44,7 +44,8 @@ async fn a_database_runs_on_its_backup_and_goes_over_to_local_files() -> Result<
 
     // It reads and writes meanwhile.
     let rows = (scale() * 100_000).to_string();
-    postgres.query("create table more as select g, md5(g::text) from generate_series(1, 50000) g")?;
+    postgres
+        .query("create table more as select g, md5(g::text) from generate_series(1, 50000) g")?;
     postgres.query("create database other")?;
     let mut load = postgres.bench_behind(&["-n", "-c", "4", "-T", "600"])?;
     ensure!(postgres.query("select count(*) from pgbench_accounts")? == rows);

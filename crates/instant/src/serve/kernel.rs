@@ -8,12 +8,7 @@ use fuser::{
     WriteFlags,
 };
 use rustix::fs::{AtFlags, OFlags, fstat, fstatvfs};
-use std::{
-    ffi::OsStr,
-    io,
-    path::Path,
-    time::SystemTime,
-};
+use std::{ffi::OsStr, io, path::Path, time::SystemTime};
 
 /// The most the kernel writes at once. PostgreSQL writes 8 KiB, `cp` 128 KiB and more.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
@@ -173,14 +168,7 @@ impl Filesystem for Served {
         empty(reply, Served::rename(self, (parent, name), (new_parent, new_name), flags));
     }
 
-    fn link(
-        &self,
-        _: &Request,
-        inode: INodeNo,
-        parent: INodeNo,
-        name: &OsStr,
-        reply: ReplyEntry,
-    ) {
+    fn link(&self, _: &Request, inode: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         entry(reply, self.hard_link(inode, parent, name));
     }
 
@@ -312,14 +300,7 @@ impl Filesystem for Served {
         reply.ok();
     }
 
-    fn releasedir(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        fh: FileHandle,
-        _: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
         locked(&self.dirs).remove(&fh.0);
         reply.ok();
     }

@@ -68,7 +68,13 @@ impl Served {
     }
 
     /// Gives something new to who asked for it, with exactly the mode it asked for.
-    fn give(&self, request: &Request, parent: &At, name: &OsStr, mode: Option<u32>) -> io::Result<()> {
+    fn give(
+        &self,
+        request: &Request,
+        parent: &At,
+        name: &OsStr,
+        mode: Option<u32>,
+    ) -> io::Result<()> {
         self.give_owner(request, parent, name)?;
         if let Some(mode) = mode {
             // `chmod` takes no descriptor that only names.

@@ -43,9 +43,7 @@ impl Bits {
         let mut options = File::options();
         let file = options.read(true).write(true).create(true).truncate(true).open(path);
         let file = file.map_err(Error::io("make", path))?;
-        file.set_len(words * 8)
-            .and_then(|()| file.sync_all())
-            .map_err(Error::io("write", path))?;
+        file.set_len(words * 8).and_then(|()| file.sync_all()).map_err(Error::io("write", path))?;
         Self::of(file, path, words)
     }
 
@@ -140,8 +138,7 @@ mod tests {
     fn what_was_saved_comes_back_and_an_older_snapshot_takes_nothing_away() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("local");
-        let record =
-            Record { segment: 0, entry: 0, place: 0, blocks: 70, first_word: 1, bytes: 0 };
+        let record = Record { segment: 0, entry: 0, place: 0, blocks: 70, first_word: 1, bytes: 0 };
         let bits = Bits::create(&path, 3).unwrap();
         bits.set_local(&record, 0);
         let older = bits.snapshot(&record);

@@ -24,10 +24,8 @@ pub async fn serve_if_asked() -> Result<()> {
     let key = Secret::from_text(&get("SEMPRE_INSTANT_KEY")?)?;
     let repository = Repository::open(store, &key).await?;
     let backup: sempre_backup::Backup = serde_json::from_str(&get("SEMPRE_INSTANT_BACKUP")?)?;
-    let options = Options {
-        max_bytes_per_s: get("SEMPRE_INSTANT_RATE")?.parse().ok(),
-        ..Options::default()
-    };
+    let options =
+        Options { max_bytes_per_s: get("SEMPRE_INSTANT_RATE")?.parse().ok(), ..Options::default() };
     let target = PathBuf::from(target);
     let mut serving = Instant::mount(repository, backup, &target, options).await?;
     println!("\nserver: mounted {}", serving.progress().left_bytes);
