@@ -23,6 +23,8 @@ const SAVE_EVERY: Duration = Duration::from_secs(2);
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How often the threads look whether they should stop.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Files that are found in one go when all are looked at; each is open.
+const OTHERS_MAX: usize = 256;
 /// The threads are nicer than the database.
 const NICENESS: i32 = 10;
 
@@ -191,36 +193,35 @@ impl Jobs<'_> {
 
 /// Brings in what has another name by now, or none, until there is nothing.
 fn bring_in_others(shared: &Arc<Shared>) -> Result<()> {
-    let mut again = true;
-    while again && !shared.is_stopped() {
-        again = false;
-        for open in shared.all_open() {
-            again |= bring_in_whole(shared, &open)?;
+    while !shared.is_stopped() {
+        let others = others(shared)?;
+        if others.is_empty() {
+            break;
         }
-        for place in &shared.places {
-            again |= walk(shared, &place.local_path())?;
+        for file in others {
+            file.bring_in_behind(shared, 0..file.record.blocks)?;
         }
     }
     Ok(())
 }
 
-/// Was anything missing?
-fn bring_in_whole(shared: &Shared, file: &Pending) -> Result<bool> {
-    let was_local = file.is_local(shared);
-    if !was_local {
-        file.bring_in_behind(shared, 0..file.record.blocks)?;
+/// Files that are not all local, whatever they are called. Nothing is renamed meanwhile: what moves from
+/// where was not yet looked to where was already would be missed.
+fn others(shared: &Arc<Shared>) -> Result<Vec<Arc<Pending>>> {
+    let _naming = shared.naming.write().unwrap_or_else(PoisonError::into_inner);
+    let mut found = shared.all_open();
+    found.retain(|file| !file.is_local(shared));
+    for place in &shared.places {
+        visit(&place.local_path(), &mut |file| {
+            if found.len() < OTHERS_MAX
+                && let Some(pending) = shared.pending(&Arc::new(file))?
+                && !pending.is_local(shared)
+            {
+                found.push(pending);
+            }
+            Ok(())
+        })?;
     }
-    Ok(!was_local)
-}
-
-fn walk(shared: &Arc<Shared>, dir: &Path) -> Result<bool> {
-    let mut found = false;
-    visit(dir, &mut |file| {
-        if let Some(pending) = shared.pending(&Arc::new(file))? {
-            found |= bring_in_whole(shared, &pending)?;
-        }
-        Ok(())
-    })?;
     Ok(found)
 }
 
@@ -240,9 +241,9 @@ fn visit_on(device: u64, dir: &Path, each: &mut impl FnMut(File) -> Result<()>) 
         let entry = entry.map_err(Error::io("list", dir))?;
         let path = entry.path();
         match entry.metadata() {
-            Ok(found) if found.is_dir() && found.dev() == device => {
-                visit_on(device, &path, each)?;
-            }
+            // What is mounted there is ours, and shows what is visited elsewhere.
+            Ok(found) if found.dev() != device => {}
+            Ok(found) if found.is_dir() => visit_on(device, &path, each)?,
             Ok(found) if found.is_file() => {
                 match File::options().read(true).write(true).open(&path) {
                     Err(error) if gone(&error) => {}

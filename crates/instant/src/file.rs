@@ -109,7 +109,7 @@ impl Pending {
         let block_bytes = shared.source.block_bytes();
         let kept = u32::try_from(length.div_ceil(block_bytes)).unwrap_or(u32::MAX);
         let bits = &shared.state.bits;
-        if length % block_bytes != 0 && kept <= self.record.blocks {
+        if !length.is_multiple_of(block_bytes) && kept <= self.record.blocks {
             self.bring_in(shared, kept - 1..kept, Wanted::Now)?;
         }
         self.file.set_len(length).map_err(self.failed(shared, "cut"))?;

@@ -29,8 +29,10 @@
 //!   open by a mount without a process gets errors.
 
 mod background;
+mod begin;
 mod error;
 mod file;
+mod gate;
 mod mounts;
 mod place;
 mod serve;

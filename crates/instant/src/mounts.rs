@@ -1,6 +1,6 @@
 //! Mounting, and taking the mount away from names while what is open stays.
 
-use crate::{Error, Options, Result, serve::Served, shared::Shared};
+use crate::{Error, Result, place::Place, serve::Served, shared::Shared};
 use fuser::{Config, MountOption, Session, SessionACL};
 use rustix::mount::{UnmountFlags, unmount};
 use std::{
@@ -17,19 +17,19 @@ use std::{
 /// How mounts are called in the system's list.
 const SOURCE: &str = "sempre-instant";
 /// Requests that are worked on at a time, a mount. Each may wait for the repository.
-const THREADS: usize = 16;
+pub(crate) const THREADS: usize = 16;
 
-/// A mount of a place.
+/// A mount of a place. It is left where it is when this is dropped: below it are files with holes, and who
+/// names them must get an error once nobody serves them.
 pub(crate) struct Mount {
-    shared: Arc<Shared>,
-    place: usize,
+    place: Arc<Place>,
     detached: Arc<AtomicBool>,
-    serving: Option<JoinHandle<io::Result<()>>>,
+    serving: JoinHandle<io::Result<()>>,
 }
 
 impl Mount {
-    pub(crate) fn new(shared: &Arc<Shared>, place: usize, options: &Options) -> Result<Self> {
-        let at = &shared.places[place].at;
+    pub(crate) fn new(shared: &Arc<Shared>, place: Arc<Place>, threads: usize) -> Result<Self> {
+        let at = &place.at;
         let failed = |source| Error::Mount { path: at.clone(), source };
         let mut config = Config::default();
         config.mount_options = vec![
@@ -41,13 +41,13 @@ impl Mount {
         // Root mounts for the database's user.
         let acl = if shared.privileged { SessionACL::All } else { SessionACL::Owner };
         config.acl = acl;
-        config.n_threads = Some(options.serving_threads.unwrap_or(THREADS));
+        config.n_threads = Some(threads);
         let detached = Arc::new(AtomicBool::new(false));
-        let served = Served::new(shared.clone(), place, detached.clone());
+        let served = Served::new(shared.clone(), place.clone(), detached.clone());
         let session = Session::new(served, at, &config).map_err(failed)?;
         let serve = std::thread::Builder::new().name("sempre-instant".to_owned());
         let serving = serve.spawn(move || session.run()).map_err(failed)?;
-        Ok(Self { shared: shared.clone(), place, detached, serving: Some(serving) })
+        Ok(Self { place, detached, serving })
     }
 
     /// From now on names lead to the local files. What is open goes on being served.
@@ -55,7 +55,7 @@ impl Mount {
         if self.detached.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        let detached = detach(&self.shared.places[self.place].at);
+        let detached = detach(&self.place.at);
         if detached.is_err() {
             self.detached.store(false, Ordering::Release);
         }
@@ -64,15 +64,7 @@ impl Mount {
 
     /// Is nothing of it open any more?
     pub(crate) fn is_over(&self) -> bool {
-        self.serving.as_ref().is_none_or(JoinHandle::is_finished)
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        if let Err(error) = self.detach() {
-            tracing::warn!("{error}");
-        }
+        self.serving.is_finished()
     }
 }
 

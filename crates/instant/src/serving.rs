@@ -1,25 +1,20 @@
 //! From mounting to the switch.
 
 use crate::{
-    Error, Result,
-    background::{self, Which},
-    mounts::{self, Mount},
+    Error, Result, background, begin, gate,
+    mounts::Mount,
     shared::Shared,
-    skeleton,
     source::Source,
-    state::{self, Found, STATE_DIR, State},
+    state::{self, STATE_DIR},
 };
-use rustix::process::{Resource, getrlimit, setrlimit};
 use sempre_backup::{Backup, Repository};
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    thread::JoinHandle,
     time::Duration,
 };
 use tokio::runtime::Handle;
@@ -93,15 +88,16 @@ pub struct Instant;
 
 /// A backup that is served.
 ///
-/// When it is dropped the mounts are taken away: a database that runs on them then sees files with holes,
-/// unless it was stopped, or all was local. Mounting again goes on where it was.
+/// When it is dropped, files are served as long as the process lives. After that the mounts are there still,
+/// and whoever uses them gets errors, until [`Instant::mount`] goes on. Only [`Serving::switch`] and
+/// [`Serving::stop`] take them away.
 pub struct Serving {
-    shared: Arc<Shared>,
-    options: Options,
-    mounts: Vec<Mount>,
-    local: Arc<AtomicBool>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-    switched: bool,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) options: Options,
+    /// The gate is the last.
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) local: Arc<AtomicBool>,
+    pub(crate) switched: bool,
 }
 
 impl Instant {
@@ -118,108 +114,8 @@ impl Instant {
     ) -> Result<Serving> {
         let source = Source::new(repository, backup, Handle::current());
         let target = target.to_owned();
-        let mounted = tokio::task::spawn_blocking(move || mount(source, &target, options));
+        let mounted = tokio::task::spawn_blocking(move || begin::mount(source, &target, options));
         mounted.await.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic()))
-    }
-}
-
-fn mount(source: Source, target: &Path, options: Options) -> Result<Serving> {
-    allow_descriptors();
-    fs::create_dir_all(target).map_err(Error::io("make", target))?;
-    let target = fs::canonicalize(target).map_err(Error::io("follow", target))?;
-    let (state, whole, fresh) = prepare(&source, &target, &options)?;
-    for place in &state.header.places {
-        mounts::clear(&place.at)?;
-    }
-    let places = skeleton::open_places(&state.header)?;
-    let shared = Arc::new(Shared::new(target, state, source, places));
-    shared.count_left()?;
-    let local = Arc::new(AtomicBool::new(whole));
-    if !whole {
-        background::bring_in(&shared, &options, Which::Unmounted)?;
-        if fresh {
-            shared.save()?;
-        }
-    }
-    let mut serving = Serving {
-        shared,
-        options,
-        mounts: Vec::new(),
-        local,
-        threads: Mutex::default(),
-        switched: whole,
-    };
-    if whole {
-        serving.shared.left_bytes.store(0, Ordering::Relaxed);
-        return Ok(serving);
-    }
-    for number in 0..serving.shared.places.len() {
-        if serving.shared.places[number].mounted {
-            let mount = Mount::new(&serving.shared, number, &serving.options)?;
-            serving.mounts.push(mount);
-        }
-    }
-    let shared = serving.shared.clone();
-    serving.spawn("sempre-save", move || background::save_regularly(&shared))?;
-    if serving.options.bring_in {
-        serving.start_bringing_in()?;
-    }
-    Ok(serving)
-}
-
-/// The state of the target: is it whole, was it made just now?
-fn prepare(source: &Source, target: &Path, options: &Options) -> Result<(State, bool, bool)> {
-    let begun = target.join(STATE_DIR).exists();
-    let mut there = fs::read_dir(target).map_err(Error::io("list", target))?;
-    if let (false, Some(first)) = (begun, there.next()) {
-        let first = first.map_err(Error::io("list", target))?.file_name();
-        return Err(Error::Refused(format!(
-            "{} is not empty (there is {}): name another folder",
-            target.display(),
-            first.display()
-        )));
-    }
-    match State::find(target)? {
-        Found::Fresh(lock) => {
-            remove_unfinished(target)?;
-            Ok((skeleton::build(source, target, options, lock)?, false, true))
-        }
-        Found::Begun(state) | Found::Whole(state) if state.header.backup != source.backup.id => {
-            Err(Error::Refused(format!(
-                "{} is being restored from backup {}, not {}",
-                target.display(),
-                state.header.backup,
-                source.backup.id
-            )))
-        }
-        Found::Begun(state) => Ok((*state, false, false)),
-        Found::Whole(state) => Ok((*state, true, false)),
-    }
-}
-
-/// Removes the files of a skeleton that was not finished: nothing was served of it.
-fn remove_unfinished(target: &Path) -> Result<()> {
-    for entry in fs::read_dir(target).map_err(Error::io("list", target))? {
-        let entry = entry.map_err(Error::io("list", target))?;
-        let path = entry.path();
-        if entry.file_name() == STATE_DIR {
-            continue;
-        }
-        let dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        let removed = if dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.map_err(Error::io("remove", &path))?;
-    }
-    Ok(())
-}
-
-/// The kernel has many files in mind, each with a descriptor here.
-fn allow_descriptors() {
-    let mut limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        limit.current = limit.maximum;
-        if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            tracing::warn!("the limit of open files stays as it is: {error}");
-        }
     }
 }
 
@@ -268,11 +164,9 @@ impl Serving {
         })
     }
 
-    fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    pub(crate) fn spawn(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
-        let thread = thread.map_err(Error::io("make a thread for", &self.shared.target))?;
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
-        Ok(())
+        thread.map(drop).map_err(Error::io("make a thread for", &self.shared.target))
     }
 
     /// Waits until everything is local. Who waits may look at [`Serving::progress`] instead.
@@ -297,9 +191,11 @@ impl Serving {
             shared.state.set_whole()
         });
         prepared.await.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic()))?;
+        // The gate is the last, and a database can be started again when it is open.
         for mount in &self.mounts {
             mount.detach()?;
         }
+        gate::open(&self.shared.target)?;
         self.switched = true;
         self.shared.stopped.store(true, Ordering::Release);
         let shared = self.shared.clone();
@@ -307,21 +203,30 @@ impl Serving {
         tidied.await.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic()))
     }
 
-    /// Ends it before it is done, for a database that was stopped: waits until nothing is open by the
-    /// mounts, and takes them away. Mounting again goes on where it was.
+    /// Ends it before it is done, for a database that was stopped: takes the mounts away, and waits until
+    /// nothing is open by them. Mounting again goes on where it was.
     ///
     /// # Errors
-    /// A mount cannot be detached, or what came in not be saved.
+    /// The database runs; a mount cannot be detached; what came in cannot be saved.
     pub async fn stop(self) -> Result<()> {
-        for mount in &self.mounts {
+        if self.shared.target.join("postmaster.pid").exists() {
+            return Err(Error::Refused(format!(
+                "a database may be running in {} (there is postmaster.pid), and not all of its files are there: stop it first",
+                self.shared.target.display()
+            )));
+        }
+        // The gate, which was mounted last, goes first.
+        for mount in self.mounts.iter().rev() {
             mount.detach()?;
         }
         self.unused().await;
-        let ended = tokio::task::spawn_blocking(move || {
-            self.shared.stopped.store(true, Ordering::Release);
-            self.shared.save()
-        });
-        ended.await.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic()))
+        self.shared.stopped.store(true, Ordering::Release);
+        // The threads look at that; the last that has it gives up the lock.
+        while Arc::strong_count(&self.shared) > 1 {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        let saved = tokio::task::spawn_blocking(move || self.shared.save());
+        saved.await.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic()))
     }
 
     /// Waits, after the switch, until nothing is open by the mounts any more. Only then may the
@@ -341,22 +246,4 @@ fn tidy(shared: &Shared) -> Result<()> {
         })?;
     }
     state::remove(&shared.target.join(STATE_DIR))
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.shared.stopped.store(true, Ordering::Release);
-        let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for thread in threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the restore panicked");
-            }
-        }
-        self.mounts.clear();
-        if !self.switched
-            && let Err(error) = self.shared.save()
-        {
-            tracing::warn!("{error}");
-        }
-    }
 }

@@ -14,7 +14,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -30,7 +30,9 @@ pub(crate) struct Shared {
     pub(crate) state: State,
     pub(crate) source: Source,
     /// The first is the target.
-    pub(crate) places: Vec<Place>,
+    pub(crate) places: Vec<Arc<Place>>,
+    /// Held while a file gets another name; exclusively when all are looked at.
+    pub(crate) naming: RwLock<()>,
     /// Who makes files that are not the database's owner's gives them to it.
     pub(crate) privileged: bool,
     open: Mutex<HashMap<u32, Weak<Pending>>>,
@@ -49,12 +51,18 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(crate) fn new(target: PathBuf, state: State, source: Source, places: Vec<Place>) -> Self {
+    pub(crate) fn new(
+        target: PathBuf,
+        state: State,
+        source: Source,
+        places: Vec<Arc<Place>>,
+    ) -> Self {
         Self {
             target,
             state,
             source,
             places,
+            naming: RwLock::default(),
             privileged: rustix::process::geteuid().is_root(),
             open: Mutex::default(),
             unsaved: Mutex::default(),
@@ -83,16 +91,14 @@ impl Shared {
     pub(crate) fn pending(&self, file: &Arc<File>) -> Result<Option<Arc<Pending>>> {
         let looked = Error::io("look at a file below", &self.target);
         let Some(number) = self.state.number(file).map_err(looked)? else { return Ok(None) };
-        if let Some(pending) = locked(&self.open).get(&number).and_then(Weak::upgrade) {
+        // Held until it is ready: two of one file would not know of each other's blocks.
+        let mut open = locked(&self.open);
+        if let Some(pending) = open.get(&number).and_then(Weak::upgrade) {
             return Ok(Some(pending));
         }
         let record = self.state.files.get(number)?;
         let pending = Arc::new(Pending::new(number, record, file.clone()));
         pending.adopt(self)?;
-        let mut open = locked(&self.open);
-        if let Some(other) = open.get(&number).and_then(Weak::upgrade) {
-            return Ok(Some(other));
-        }
         if open.len() >= 2 * UNSAVED_FILES_MAX {
             open.retain(|_, pending| pending.strong_count() > 0);
         }

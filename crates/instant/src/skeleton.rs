@@ -5,9 +5,9 @@
 //! how much is in the files.
 
 use crate::{
-    Error, Options, Result,
+    Error, Options, Result, gate,
     place::{self, Place, TABLESPACES},
-    source::Source,
+    source::{Source, Wanted},
     state::{
         self, Header, PlaceRecord, STATE_DIR, State,
         files::{FilesWriter, Record},
@@ -22,6 +22,7 @@ use std::{
     ops::Range,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Segments of the list of files that are read ahead.
@@ -182,7 +183,25 @@ impl Skeleton<'_> {
         self.own(&at)
     }
 
+    fn make_gate(&self, entry: &Entry, record: &Record) -> Result<()> {
+        let at = self.target.join(gate::FILE);
+        let mut content = Vec::new();
+        self.source.read(record, 0..record.blocks, Wanted::Behind, |_, block| {
+            content.extend_from_slice(block);
+            Ok(())
+        })?;
+        let file = File::create_new(&at).map_err(Error::io("make", &at))?;
+        file.set_permissions(Permissions::from_mode(entry.mode))
+            .map_err(Error::io("set the permissions of", &at))?;
+        gate::close(file, self.target, &content)?;
+        self.own(&at)?;
+        self.own(&self.target.join(STATE_DIR).join(gate::FILE))
+    }
+
     fn make_file(&mut self, entry: &Entry, record: Record, blocks: &[Block]) -> Result<()> {
+        if entry.path == gate::FILE {
+            return self.make_gate(entry, &record);
+        }
         let at = self.target.join(&entry.path);
         let token = self.header.token;
         let number = self.writer.push(record)?;
@@ -243,13 +262,13 @@ impl Skeleton<'_> {
 }
 
 /// Opens the places, before anything is mounted there.
-pub(crate) fn open_places(header: &Header) -> Result<Vec<Place>> {
+pub(crate) fn open_places(header: &Header) -> Result<Vec<Arc<Place>>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = |record: &PlaceRecord| {
         let dir = openat(CWD, &record.at, flags, Mode::empty());
         let dir = dir.map_err(Error::io("open", &record.at))?;
         let (prefix, at) = (record.prefix.clone(), record.at.clone());
-        Ok(Place { prefix, at, mounted: record.mounted, dir })
+        Ok(Arc::new(Place { prefix, at, mounted: record.mounted, dir }))
     };
     header.places.iter().map(open).collect()
 }

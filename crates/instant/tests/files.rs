@@ -310,7 +310,21 @@ async fn what_makes_no_sense_is_refused() -> Result<()> {
     let serving = fixture.mount().await?;
     let error = said(fixture.mount().await);
     ensure!(error.contains("another process serves"), "{error}");
-    drop(serving);
+    fs::write(fixture.scratch.path("data/postmaster.pid"), b"1\n")?;
+    let serving = match serving.stop().await {
+        Err(error) => {
+            ensure!(error.to_string().contains("stop it first"), "{error}");
+            fs::remove_file(fixture.scratch.path("data/postmaster.pid"))?;
+            fixture.mount().await.map_err(|e| e.to_string())
+        }
+        Ok(()) => Err("it was stopped under a database".to_owned()),
+    };
+    // What was dropped is served as long as the process lives.
+    ensure!(serving.is_err_and(|e| e.contains("another process serves")));
+    ensure!(fs::read(fixture.base().join("5/1"))? == content);
+
+    let fixture = Fixture::new(&[("base/5/1", &content)]).await?;
+    fixture.mount().await?.stop().await?;
     let mut other = fixture.backup.clone();
     other.id = "another".to_owned();
     let other = Fixture { backup: other, ..fixture };

@@ -59,6 +59,8 @@ fn round(
     die(server)?;
     postgres.crash();
     end(load)?;
+    // Not on files with holes.
+    ensure!(postgres.start().is_err(), "it started though nobody serves its files");
     let acknowledged = writer.end()?;
     eprintln!("died after {wait:?} with {left} bytes left; {acknowledged} were acknowledged");
     Ok(acknowledged)
@@ -123,6 +125,11 @@ async fn what_was_acknowledged_survives_the_loss_of_power() -> Result<()> {
         })?;
         disk.unmount()?;
         disk.mount()?;
+        // As after the machine was started again: nothing is mounted.
+        let refused = postgres.start().unwrap_err().to_string();
+        ensure!(refused.contains("does not contain valid data"), "{refused}");
+        let notice = std::fs::read_to_string(prepared.target.join("PG_VERSION"))?;
+        ensure!(notice.contains("sempre restore --instant"), "{notice}");
     }
     finish(&prepared, &postgres, acknowledged)?;
     disk.unmount()

@@ -3,7 +3,10 @@
 mod common;
 
 use anyhow::{Result, ensure};
-use common::{Prepared, postgres::Postgres};
+use common::{
+    Prepared,
+    postgres::{self, Postgres},
+};
 use sempre_instant::{Instant, Options, Phase, STATE_DIR};
 use std::{fs, time::Duration};
 
@@ -16,8 +19,20 @@ fn scale() -> u32 {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root: mounts a file system"]
 async fn a_database_runs_on_its_backup_and_goes_over_to_local_files() -> Result<()> {
-    let prepared = Prepared::new(scale(), |_| Ok(())).await?;
+    let prepared = Prepared::new(scale(), |original| {
+        let place = original.data.with_extension("tablespace");
+        postgres::make_dir(&place)?;
+        original.query(&format!("create tablespace there location '{}'", place.display()))?;
+        original.query(
+            "create table there tablespace there as select g, repeat(md5(g::text), 20) as t \
+             from generate_series(1, 50000) g",
+        )?;
+        Ok(())
+    })
+    .await?;
     let target = prepared.make_target()?;
+    let place = prepared.scratch.path("original.tablespace");
+    fs::remove_dir_all(&place)?;
     std::process::Command::new("sync").status()?;
 
     // It answers at once.
@@ -40,6 +55,7 @@ async fn a_database_runs_on_its_backup_and_goes_over_to_local_files() -> Result<
         progress.left_bytes >> 20,
         progress.waited_for_bytes >> 10,
     );
+    ensure!(serving.mounted() == [target.join("base"), place], "{:?}", serving.mounted());
     ensure!(progress.phase == Phase::BringingIn && progress.left_bytes > 0, "{progress:?}");
 
     // It reads and writes meanwhile.
@@ -49,6 +65,8 @@ async fn a_database_runs_on_its_backup_and_goes_over_to_local_files() -> Result<
     postgres.query("create database other")?;
     let mut load = postgres.bench_behind(&["-n", "-c", "4", "-T", "600"])?;
     ensure!(postgres.query("select count(*) from pgbench_accounts")? == rows);
+    ensure!(postgres.query("select count(*) from there")? == "50000");
+    postgres.query("update there set t = 'new' where g % 100 = 0")?;
     postgres.query("vacuum full pgbench_branches")?;
     postgres.query("truncate pgbench_history")?;
     postgres.query("checkpoint")?;
@@ -84,6 +102,7 @@ async fn a_database_runs_on_its_backup_and_goes_over_to_local_files() -> Result<
     postgres.checksums()?;
     postgres.start()?;
     postgres.check()?;
+    ensure!(postgres.query("select count(*) from there where t = 'new'")? == "500");
     let log = postgres.log();
     let bad = ["PANIC", "could not open", "could not read", "could not write", "could not fsync"];
     ensure!(!bad.iter().any(|bad| log.contains(bad)), "{log}");

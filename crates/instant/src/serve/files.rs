@@ -31,7 +31,9 @@ impl Served {
     /// Opens a file again, for reading and writing whatever it was opened for: blocks come in by
     /// the same descriptor.
     pub(super) fn open_node(&self, inode: INodeNo) -> io::Result<File> {
-        let path = self.at(inode)?.path();
+        // Its path is good as long as it is.
+        let at = self.at(inode)?;
+        let path = at.path();
         match File::options().read(true).write(true).open(&path) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(&path),
             opened => opened,

@@ -310,7 +310,7 @@ impl Filesystem for Served {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        match fstatvfs(&self.place().dir) {
+        match fstatvfs(&self.place.dir) {
             Ok(found) => reply.statfs(
                 found.f_blocks,
                 found.f_bfree,

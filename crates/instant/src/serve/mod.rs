@@ -34,8 +34,7 @@ const ATTRIBUTE_TTL: Duration = Duration::ZERO;
 /// One mounted place.
 pub(crate) struct Served {
     shared: Arc<Shared>,
-    /// Which of [`Shared::places`].
-    place: usize,
+    place: Arc<Place>,
     nodes: Nodes,
     next_handle: AtomicU64,
     files: Mutex<HashMap<u64, Arc<Handle>>>,
@@ -61,7 +60,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Served {
-    pub(crate) fn new(shared: Arc<Shared>, place: usize, detached: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, place: Arc<Place>, detached: Arc<AtomicBool>) -> Self {
         Self {
             shared,
             place,
@@ -73,10 +72,6 @@ impl Served {
             passthrough: false,
             detached,
         }
-    }
-
-    fn place(&self) -> &Place {
-        &self.shared.places[self.place]
     }
 
     fn new_handle(&self) -> u64 {

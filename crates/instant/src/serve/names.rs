@@ -15,7 +15,7 @@ use std::{
         unix::fs::{DirEntryExt, PermissionsExt},
     },
     path::Path,
-    sync::Arc,
+    sync::{Arc, PoisonError},
 };
 
 /// A directory as it was when reading it began: inode, what it is, name.
@@ -50,7 +50,7 @@ impl At {
 impl Served {
     pub(super) fn at(&self, inode: INodeNo) -> io::Result<At> {
         match inode {
-            INodeNo::ROOT => Ok(At::Root(self.place().dir.try_clone()?)),
+            INodeNo::ROOT => Ok(At::Root(self.place.dir.try_clone()?)),
             INodeNo(inode) => Ok(At::Node(self.nodes.get(inode)?)),
         }
     }
@@ -171,6 +171,7 @@ impl Served {
         name: &OsStr,
     ) -> io::Result<FileAttr> {
         let (node, at) = (self.at(inode)?, self.at(parent)?);
+        let _naming = self.shared.naming.read().unwrap_or_else(PoisonError::into_inner);
         linkat(CWD, node.path(), at, name, AtFlags::SYMLINK_FOLLOW)?;
         self.look_up(parent, name)
     }
@@ -182,6 +183,7 @@ impl Served {
         flags: fuser::RenameFlags,
     ) -> io::Result<()> {
         let flags = RenameFlags::from_bits_retain(flags.bits());
+        let _naming = self.shared.naming.read().unwrap_or_else(PoisonError::into_inner);
         Ok(renameat_with(self.at(from.0)?, from.1, self.at(to.0)?, to.1, flags)?)
     }
 

@@ -39,6 +39,13 @@ pub fn user() -> Result<(u32, u32)> {
     Ok((id("-u")?, id("-g")?))
 }
 
+/// Makes a directory of its user.
+pub fn make_dir(path: &Path) -> Result<()> {
+    fs::create_dir(path)?;
+    let user = user()?;
+    Ok(std::os::unix::fs::chown(path, Some(user.0), Some(user.1))?)
+}
+
 fn as_user(name: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program(name));

@@ -9,7 +9,11 @@ use std::{
     path::PathBuf,
     process::{Child, ChildStdout, Command, Stdio},
     sync::Arc,
+    time::Duration,
 };
+
+/// Everything is local by then, at any rate of these tests.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Server {
     child: Child,
@@ -35,7 +39,8 @@ pub async fn serve_if_asked() -> Result<()> {
         match line.trim() {
             "left" => println!("server: left {}", serving.progress().left_bytes),
             "switch" => {
-                serving.switch().await?;
+                let switched = tokio::time::timeout(PATIENCE, serving.switch()).await;
+                switched.with_context(|| format!("{:?}", serving.progress()))??;
                 println!("server: switched {}", serving.open_handles());
                 serving.unused().await;
                 println!("server: unused");
