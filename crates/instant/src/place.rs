@@ -48,6 +48,11 @@ pub(crate) fn prefix_of(path: &str) -> Option<&str> {
     Some(&path[..first.len() + 1 + oid.len()])
 }
 
+/// Is this the link to a tablespace's place?
+pub(crate) fn is_tablespace(path: &str) -> bool {
+    path.split_once('/').is_some_and(|(first, oid)| first == TABLESPACES && !oid.contains('/'))
+}
+
 /// Which of these are mounted: those that would take long to bring in.
 pub(crate) fn mounted(bytes_of: &BTreeMap<String, u64>, above_bytes: u64) -> Vec<String> {
     bytes_of.iter().filter(|(_, bytes)| **bytes > above_bytes).map(|(p, _)| p.clone()).collect()
@@ -59,12 +64,10 @@ mod tests {
 
     #[test]
     fn large_directories_are_mounted_and_tablespaces_by_themselves() {
-        let paths = ["PG_VERSION", "base/1/2", "pg_tblspc/9/PG_15/1/2", "pg_tblspc/9", "global/1"];
-        let prefixes = paths.map(prefix_of);
-        let expected = [None, Some("base"), Some("pg_tblspc/9"), Some("pg_tblspc"), Some("global")];
-        // A link in `pg_tblspc` is no file; only files count.
-        assert_eq!(prefixes[..3], expected[..3]);
-        assert_eq!(prefixes[4], expected[4]);
+        let paths = ["PG_VERSION", "base/1/2", "pg_tblspc/9/PG_15/1/2", "global/1"];
+        let expected = [None, Some("base"), Some("pg_tblspc/9"), Some("global")];
+        assert_eq!(paths.map(prefix_of), expected);
+        assert!(is_tablespace("pg_tblspc/9") && !paths.into_iter().any(is_tablespace));
         let bytes = [("base", 101), ("global", 100), ("pg_tblspc/9", 500)];
         let bytes = bytes.map(|(prefix, bytes)| (prefix.to_owned(), bytes)).into();
         assert_eq!(mounted(&bytes, 100), ["base", "pg_tblspc/9"]);

@@ -99,7 +99,7 @@ impl Skeleton<'_> {
             let entry_number = u32::try_from(at).expect("a segment is small");
             match &entry.what {
                 What::Dir => self.make_dir(&entry.path, entry.mode)?,
-                What::Link(_) if place::prefix_of(&entry.path) == Some(TABLESPACES) => {
+                What::Link(_) if place::is_tablespace(&entry.path) => {
                     self.make_tablespace(&entry.path)?;
                 }
                 What::Link(target) => self.make_link(&entry.path, target)?,

@@ -8,7 +8,7 @@ use fuser::{
     WriteFlags,
 };
 use rustix::fs::{AtFlags, OFlags, fstat, fstatvfs};
-use std::{ffi::OsStr, io, path::Path, time::SystemTime};
+use std::{ffi::OsStr, io, path::Path, sync::atomic::Ordering, time::SystemTime};
 
 /// The most the kernel writes at once. PostgreSQL writes 8 KiB, `cp` 128 KiB and more.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
@@ -40,6 +40,12 @@ impl Filesystem for Served {
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
             && config.set_max_stack_depth(STACKED_MAX).is_ok();
         Ok(())
+    }
+
+    fn destroy(&mut self) {
+        // What was closed with the mount is not told one by one.
+        let left = std::mem::take(&mut *locked(&self.files)).len() as u64;
+        self.shared.open_handles.fetch_sub(left, Ordering::Relaxed);
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

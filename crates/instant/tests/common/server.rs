@@ -53,7 +53,18 @@ pub async fn serve_if_asked() -> Result<()> {
 impl Server {
     /// Serves the backup in the target; returns when it is mounted.
     pub fn start(prepared: &Prepared, rate: Option<u64>) -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
+        Self::start_by(Command::new(std::env::current_exe()?), prepared, rate)
+    }
+
+    /// As the database's user, not root.
+    pub fn start_as_user(prepared: &Prepared, rate: Option<u64>) -> Result<Self> {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
+        command.arg(std::env::current_exe()?).current_dir("/");
+        Self::start_by(command, prepared, rate)
+    }
+
+    fn start_by(mut command: Command, prepared: &Prepared, rate: Option<u64>) -> Result<Self> {
         command.args(["--exact", "serve", "--ignored", "--nocapture"]);
         command.env("SEMPRE_INSTANT_TARGET", &prepared.target);
         command.env("SEMPRE_INSTANT_REPOSITORY", prepared.scratch.path("repository"));
