@@ -4,11 +4,11 @@ mod common;
 
 use anyhow::{Result, ensure};
 use common::{
-    Prepared,
+    Prepared, Scratch,
     postgres::{self, Postgres},
 };
 use sempre_instant::{Instant, Options, Phase, STATE_DIR};
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 const RATE: u64 = 12 << 20;
 
@@ -107,4 +107,44 @@ async fn a_database_runs_on_its_backup_and_goes_over_to_local_files() -> Result<
     let bad = ["PANIC", "could not open", "could not read", "could not write", "could not fsync"];
     ensure!(!bad.iter().any(|bad| log.contains(bad)), "{log}");
     Ok(())
+}
+
+/// A whole cluster in a mounted directory, its WAL too: everything it does with files goes through the mount.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root: mounts a file system"]
+async fn a_cluster_is_made_on_a_mount_and_goes_over() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let dir = scratch.path("original/base");
+    fs::create_dir_all(&dir)?;
+    fs::write(dir.join("1"), vec![7; 1 << 20])?;
+    let (repository, _) = scratch.repository().await?;
+    let backup = common::back_up(&repository, &scratch.path("original")).await?;
+    let options = Options { mount_above_bytes: 0, bring_in: false, ..Options::default() };
+    let target = scratch.path("data");
+    let mut serving = Instant::mount(repository, backup, &target, options).await?;
+    for dir in [&target, &target.join("base")] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+    }
+    let place = scratch.path("sockets");
+    let inside = target.join("base/cluster");
+    Postgres::init(&inside)?;
+    let postgres = Postgres::with_sockets(&inside, place)?;
+    postgres.start()?;
+    postgres.bench(&["-i", "-q", "-s", "5"])?;
+    postgres.bench(&["-c", "4", "-T", "4"])?;
+    postgres.query("select pg_switch_wal()")?;
+    postgres.query("checkpoint")?;
+    // Its directory is in the mount: it stays there, and what it opens, too, until it is restarted.
+    postgres.crash();
+    postgres.start()?;
+    postgres.check()?;
+    serving.start_bringing_in()?;
+    serving.switch().await?;
+    postgres.bench(&["-n", "-c", "4", "-T", "3"])?;
+    postgres.check()?;
+    postgres.stop("fast")?;
+    serving.unused().await;
+    postgres.checksums()?;
+    postgres.start()?;
+    postgres.check()
 }

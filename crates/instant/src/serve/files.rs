@@ -96,13 +96,13 @@ impl Served {
         }
         drop(backings);
         self.shared.open_handles.fetch_sub(1, Ordering::Relaxed);
-        if self.detached.load(Ordering::Acquire) {
+        if self.detached.load(Ordering::Acquire) && !self.let_go.swap(true, Ordering::AcqRel) {
             self.let_go();
         }
     }
 
-    /// After the mount was detached: only what is open can be asked for.
-    pub(crate) fn let_go(&self) {
+    /// Once after the mount was detached. Whoever names one of these in that moment looks it up again.
+    fn let_go(&self) {
         let files = locked(&self.files);
         self.nodes.keep_only(|inode| files.values().any(|handle| handle.inode == inode));
     }

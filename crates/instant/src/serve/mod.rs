@@ -43,6 +43,8 @@ pub(crate) struct Served {
     backings: Mutex<HashMap<u64, Weak<BackingId>>>,
     passthrough: bool,
     detached: Arc<AtomicBool>,
+    /// What nobody has open was let go of.
+    let_go: AtomicBool,
 }
 
 /// An open file.
@@ -71,6 +73,7 @@ impl Served {
             backings: Mutex::default(),
             passthrough: false,
             detached,
+            let_go: AtomicBool::new(false),
         }
     }
 

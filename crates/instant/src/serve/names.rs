@@ -59,7 +59,8 @@ impl Served {
     pub(super) fn look_up(&self, parent: INodeNo, name: &OsStr) -> io::Result<FileAttr> {
         let fd = openat(self.at(parent)?, name, LOOK, Mode::empty())?;
         let stat = fstat(&fd)?;
-        self.nodes.remember(stat.st_ino, fd);
+        let is_dir = attr::kind(stat.st_mode) == FileType::Directory;
+        self.nodes.remember(stat.st_ino, fd, is_dir);
         Ok(self.attr(&stat, INodeNo(stat.st_ino)))
     }
 

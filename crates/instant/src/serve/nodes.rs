@@ -12,6 +12,7 @@ use std::{
 /// A file, opened for nothing but being named.
 pub(crate) struct Node {
     fd: Arc<OwnedFd>,
+    is_dir: bool,
     lookups: u64,
 }
 
@@ -25,9 +26,10 @@ impl Nodes {
     }
 
     /// The kernel will know this one.
-    pub(crate) fn remember(&self, inode: u64, fd: OwnedFd) {
+    pub(crate) fn remember(&self, inode: u64, fd: OwnedFd, is_dir: bool) {
         let mut map = self.map();
-        let node = map.entry(inode).or_insert_with(|| Node { fd: Arc::new(fd), lookups: 0 });
+        let node =
+            map.entry(inode).or_insert_with(|| Node { fd: Arc::new(fd), is_dir, lookups: 0 });
         node.lookups += 1;
     }
 
@@ -41,9 +43,10 @@ impl Nodes {
         }
     }
 
-    /// Lets go of all but these: nobody can name the others any more.
+    /// Lets go of all files but these, so that what is removed gives its space back. Who is in a directory
+    /// of the mount still names files: they are looked up again.
     pub(crate) fn keep_only(&self, kept: impl Fn(u64) -> bool) {
-        self.map().retain(|inode, _| kept(*inode));
+        self.map().retain(|inode, node| node.is_dir || kept(*inode));
     }
 
     pub(crate) fn get(&self, inode: u64) -> io::Result<Arc<OwnedFd>> {
