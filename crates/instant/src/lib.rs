@@ -20,12 +20,13 @@
 //!
 //! # Limits
 //!
-//! - Starting takes the time to read the backup's list of files (about 0.4 GiB a TiB) and to make the files.
+//! - Starting takes the time to read the backup's list of files (measured: 0.1 s for 100 GiB in files of 1 GiB)
+//!   and to make the files: it grows with their number.
 //! - Memory: 1 MiB for bits a TiB; 16 segments of the list of files (about 50 MiB); a run of 2 MiB for each
 //!   thread that brings in.
 //! - The process needs a descriptor for each file that the kernel has in mind.
 //! - The local file system needs extended attributes (`user.*`): ext4, XFS, btrfs, ZFS have them.
-//! - The process that serves must live until [`Serving::open_handles`] is 0 after the switch: who holds a file
+//! - The process that serves must live until [`Serving::unused`] returns after the switch: who holds a file
 //!   open by a mount without a process gets errors.
 
 mod background;

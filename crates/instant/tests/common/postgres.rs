@@ -34,7 +34,7 @@ fn program(name: &str) -> PathBuf {
 pub fn user() -> Result<(u32, u32)> {
     let id = |what| -> Result<u32> {
         let id = Command::new("id").args([what, "postgres"]).output()?;
-        Ok(String::from_utf8(id.stdout)?.trim().parse().context("there is no user postgres")?)
+        String::from_utf8(id.stdout)?.trim().parse().context("there is no user postgres")
     };
     Ok((id("-u")?, id("-g")?))
 }
