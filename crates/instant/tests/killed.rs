@@ -134,3 +134,40 @@ async fn what_was_acknowledged_survives_the_loss_of_power() -> Result<()> {
     finish(&prepared, &postgres, acknowledged)?;
     disk.unmount()
 }
+
+/// After the switch the process is needed for what was open by the mounts. If it dies all the same: errors for
+/// who has such a file open, until it closes it; no data is lost, and new sessions see nothing of it.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root: mounts a file system"]
+async fn dying_too_early_after_the_switch_costs_errors_and_no_data() -> Result<()> {
+    let prepared = prepare().await?;
+    prepared.make_target()?;
+    let postgres = Postgres::at(&prepared.target)?;
+    let mut server = Server::start(&prepared, None)?;
+    prepared.bring_wal()?;
+    postgres.start()?;
+    let load = postgres.bench_behind(&["-n", "-c", "2", "-T", "600"])?;
+    let writer = Writer::start(&postgres, 1)?;
+    server.say("switch")?;
+    let open: u64 = server.wait_for("switched")?.parse()?;
+    ensure!(open > 0, "nothing is open by the mounts");
+    std::thread::sleep(Duration::from_millis(500));
+    server.kill()?;
+    end(load)?;
+    // The checkpointer closes its files after an error, and goes on.
+    let patience = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = postgres.query("checkpoint") {
+        ensure!(Instant::now() < patience, "{error}\n{}", postgres.log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let balances = "select (select sum(abalance) from pgbench_accounts) = (select sum(bbalance) \
+                    from pgbench_branches)";
+    ensure!(postgres.query(balances)? == "t");
+    postgres.check()?;
+    postgres.stop("fast")?;
+    let acknowledged = writer.end()?;
+    postgres.checksums()?;
+    postgres.start()?;
+    numbers::check(&postgres, acknowledged)?;
+    postgres.check()
+}
