@@ -26,7 +26,7 @@ pub use key::{Keys, Secret};
 pub use manifest::{Backup, Block, Entry, PackRef, Segment, Stamp, Stats, What};
 pub use progress::{Progress, Snapshot};
 pub use repository::{Identity, Repository};
-pub use restore::{RestoreOptions, Restored};
+pub use restore::{Fetcher, RestoreOptions, Restored};
 pub use retention::{Reason, Retention, Verdict, oldest_needed_wal};
 pub use source::{CONTROL_FILE, Source, SourceWhat, list};
 pub use store::{Append, Folder, Listed, Patience, S3, S3Config, Store};

@@ -25,6 +25,7 @@ const EMPTIED: &[&str] = &[
 
 /// Files of the running server, or of an earlier backup.
 const LEFT_OUT: &[&str] = &[
+    ".sempre-instant",
     "backup_label",
     "backup_label.old",
     "backup_manifest",

@@ -17,7 +17,7 @@ const GAP_BYTES: u64 = 64 << 10;
 const OPENERS_MAX: usize = 256;
 
 /// Reads blocks, one thread's.
-pub(crate) struct Fetcher {
+pub struct Fetcher {
     repository: Repository,
     runtime: Handle,
     openers: HashMap<PackRef, Opener>,
@@ -27,12 +27,13 @@ pub(crate) struct Fetcher {
 }
 
 impl Fetcher {
-    pub(crate) fn new(repository: Repository, runtime: Handle) -> Self {
+    /// Of this repository. The thread that uses it must not be one that drives `runtime`.
+    pub fn new(repository: Repository, runtime: Handle) -> Self {
         Self { repository, runtime, openers: HashMap::new(), run: None, read_bytes: 0 }
     }
 
     /// The content of `blocks[at]`, which is a stored one. Reads ahead for those that follow.
-    pub(crate) fn block(&mut self, blocks: &[Block], at: usize) -> Result<Vec<u8>> {
+    pub fn block(&mut self, blocks: &[Block], at: usize) -> Result<Vec<u8>> {
         let Block::Stored { id, pack, offset, bytes } = &blocks[at] else { return Ok(Vec::new()) };
         if !self.has(pack, *offset, *bytes) {
             let end = run_end(&blocks[at..]);

@@ -8,7 +8,7 @@ use crate::{
     Backup, Entry, Error, Progress, Repository, Result,
     manifest::{Segment, What},
 };
-use fetch::Fetcher;
+pub use fetch::Fetcher;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder, File, Permissions},
