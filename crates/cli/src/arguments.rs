@@ -384,6 +384,16 @@ pub struct RestoreHow {
     /// Over what is in the target: what is right stays, what differs is replaced, the rest goes
     #[arg(long)]
     pub delta: bool,
+    /// Start the server at once, on the backup itself (by FUSE), and bring the files in behind it; it
+    /// goes on on its own files. Leave this command running until it says so
+    #[arg(long, conflicts_with = "delta")]
+    pub instant: bool,
+    /// The port of the server that --instant starts
+    #[arg(long, value_name = "PORT", default_value_t = 5432, requires = "instant")]
+    pub port: u16,
+    /// The addresses it listens on
+    #[arg(long, value_name = "ADDRESSES", default_value = "localhost", requires = "instant")]
+    pub listen_addresses: String,
     /// From this repository of the cluster
     #[arg(long, value_name = "NAME", conflicts_with = "folder")]
     pub repository: Option<String>,

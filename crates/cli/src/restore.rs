@@ -5,7 +5,7 @@ use crate::{
     arguments::RestoreHow,
     connect::{self, Scene},
     fail::Fail,
-    privileges, show,
+    member, privileges, show,
     terminal::Bar,
 };
 use nix::unistd::Uid;
@@ -16,7 +16,7 @@ use sempre_api::{
 use sempre_backup::{Progress, Repository, RestoreOptions};
 use sempre_model::backup::{BackupKey, StoreAt};
 use sempre_postgres::Installation;
-use sempre_recovery::{Goal, Place, Recovered, Restore};
+use sempre_recovery::{Goal, Listen, Phase, Place, Recovered, Restore};
 use serde_json::json;
 use std::{
     collections::BTreeMap,
@@ -68,6 +68,9 @@ pub fn run(scene: &Scene, how: &RestoreHow) -> Result<(), Fail> {
             options: RestoreOptions { threads, delta: how.delta, tablespaces },
             fetch_command: fetch_command()?,
         };
+        if how.instant {
+            return instantly(scene, how, &restore).await;
+        }
         let progress = Arc::new(Progress::default());
         let what = format!("{} → {}", place.name, target.display());
         let restored = drawn(what, &progress, restore.run(progress.clone())).await;
@@ -89,6 +92,52 @@ pub async fn drawn<T>(what: String, progress: &Progress, work: impl Future<Outpu
             }
         }
     }
+}
+
+/// `--instant`: a server at once.
+async fn instantly(scene: &Scene, how: &RestoreHow, restore: &Restore<'_>) -> Result<(), Fail> {
+    let listen = Listen { addresses: how.listen_addresses.clone(), port: how.port };
+    eprintln!("{} starts on its backup", restore.target.display());
+    let server = restore.run_instantly(&listen).await.map_err(failed)?;
+    let ms = u64::try_from(server.answered.as_millis()).unwrap_or(u64::MAX);
+    if scene.json {
+        show::print_json(&json!({
+            "backup": server.backup.id, "answered_ms": ms, "port": how.port, "target": restore.target,
+        }));
+    } else {
+        show::print(&format!(
+            "backup {} takes clients on port {} ({}), {} after the beginning\n",
+            server.backup.id,
+            how.port,
+            how.listen_addresses,
+            show_ms(ms)
+        ));
+    }
+    let bar = Bar::start("bringing the files in");
+    loop {
+        let now = server.progress();
+        bar.at(now.total_bytes.saturating_sub(now.left_bytes), now.total_bytes);
+        if now.phase != Phase::BringingIn {
+            break;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(DRAW_EVERY) => {}
+            () = member::signalled() => {
+                drop(bar);
+                server.stop().await.map_err(failed)?;
+                eprintln!("stopped; the same command goes on where it was");
+                return Ok(());
+            }
+        }
+    }
+    drop(bar);
+    server.finish().await.map_err(failed)?;
+    if scene.json {
+        show::print_json(&json!({"local": true}));
+    } else {
+        show::print("all files are here; the server goes on on them\n");
+    }
+    Ok(())
 }
 
 /// `sempre restore-wal`. The server takes 1 as "there is none", and more than 125 as a reason to stop.

@@ -52,7 +52,7 @@ async fn try_it(
 ) -> Result<Proved> {
     let recovered = restore.run(progress).await?;
     let work = Work::make(restore.target)?;
-    let mut server = Replay::run(restore.installation, restore.target, &work.0)?;
+    let mut server = Replay::run(restore.installation, restore.target, &work.0, None)?;
     let session = server.recovered().await?;
     let rto = began.elapsed();
     drop(session);

@@ -1,6 +1,6 @@
 //! A server that recovers in a restored directory, for itself: nobody else can reach it.
 
-use crate::{Error, Result, choose::Goal, clock::unix_ms};
+use crate::{Error, Result, choose::Goal, clock::unix_ms, instant::Listen};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -49,33 +49,64 @@ impl Replay {
         }
     }
 
-    /// Starts it. `restore_command` brings WAL.
+    /// Starts it. `restore_command` brings WAL. Once it has recovered it takes clients by `listen`, as its
+    /// own `pg_hba.conf` says; without, nobody but us.
     pub(crate) fn start(
         installation: &Installation,
         data_dir: &Path,
         work: &Path,
         goal: &Goal,
         restore_command: &str,
+        listen: Option<&Listen>,
     ) -> Result<Self> {
-        let instance = Self::instance(installation, data_dir, work);
+        let signal = data_dir.join("recovery.signal");
+        fs::write(&signal, "").map_err(Error::io("write", &signal))?;
+        Self::configured(installation, data_dir, work, goal, restore_command, listen)
+    }
+
+    /// Starts it again, recovered: there is nothing to recover but from a crash.
+    pub(crate) fn run(
+        installation: &Installation,
+        data_dir: &Path,
+        work: &Path,
+        listen: Option<&Listen>,
+    ) -> Result<Self> {
+        Self::configured(installation, data_dir, work, &Goal::Latest, "false", listen)
+    }
+
+    fn configured(
+        installation: &Installation,
+        data_dir: &Path,
+        work: &Path,
+        goal: &Goal,
+        restore_command: &str,
+        listen: Option<&Listen>,
+    ) -> Result<Self> {
+        let mut instance = Self::instance(installation, data_dir, work);
         let write =
             |path: PathBuf, text: &str| fs::write(&path, text).map_err(Error::io("write", &path));
-        write(instance.hba_file(), "local all all trust\n")?;
-        write(instance.config_file(), &configuration(&instance, goal, restore_command))?;
-        write(data_dir.join("recovery.signal"), "")?;
+        let (mut hba, mut more) = ("local all all trust\n".to_owned(), String::new());
+        if let Some(listen) = listen {
+            instance.port = listen.port;
+            let clients = fs::read_to_string(data_dir.join("pg_hba.conf")).unwrap_or_default();
+            hba = format!("local all {} trust\n{clients}", sempre_postgres::ADMIN_ROLE);
+            more = format!("listen_addresses = '{}'\n", listen.addresses.replace('\'', "''"));
+        }
+        write(instance.hba_file(), &hba)?;
+        let text = configuration(&instance, goal, restore_command) + &more;
+        write(instance.config_file(), &text)?;
         let process = spawn(&instance)?;
         Ok(Self { instance, process, work: work.to_owned() })
     }
 
-    /// Starts it again, recovered, still for itself alone.
-    pub(crate) fn run(installation: &Installation, data_dir: &Path, work: &Path) -> Result<Self> {
-        let instance = Self::instance(installation, data_dir, work);
-        let write =
-            |path: PathBuf, text: &str| fs::write(&path, text).map_err(Error::io("write", &path));
-        write(instance.hba_file(), "local all all trust\n")?;
-        write(instance.config_file(), &configuration(&instance, &Goal::Latest, "false"))?;
-        let process = spawn(&instance)?;
-        Ok(Self { instance, process, work: work.to_owned() })
+    /// Leaves it running: it is its user's from now on.
+    pub(crate) fn leave(self) {
+        std::mem::forget(self);
+    }
+
+    /// Has it ended by itself?
+    pub(crate) fn ended(&mut self) -> bool {
+        !matches!(self.process.try_wait(), Ok(None))
     }
 
     /// Waits until it has recovered and takes writes.

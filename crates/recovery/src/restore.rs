@@ -74,7 +74,7 @@ impl Restore<'_> {
             Spool::new(&work.0.join("wal"), self.repository.clone(), backup.wal_segment_bytes)?;
         let command = self.restore_command(&work.0.join("wal"));
         let mut replay =
-            Replay::start(self.installation, self.target, &work.0, &self.goal, &command)?;
+            Replay::start(self.installation, self.target, &work.0, &self.goal, &command, None)?;
         let session = tokio::select! {
             biased;
             failed = spool.serve() => match failed? {},
@@ -95,7 +95,7 @@ impl Restore<'_> {
         })
     }
 
-    async fn chosen(&self) -> Result<Backup> {
+    pub(crate) async fn chosen(&self) -> Result<Backup> {
         let backups = match self.backup {
             Some(name) => vec![self.repository.backup(name).await?],
             None => self.repository.backups().await?,
@@ -105,7 +105,7 @@ impl Restore<'_> {
         choose(&backups, &coverage, &self.goal).cloned()
     }
 
-    fn restore_command(&self, spool: &Path) -> String {
+    pub(crate) fn restore_command(&self, spool: &Path) -> String {
         let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''")).replace('%', "%%");
         let mut words: Vec<String> = self.fetch_command.iter().map(|word| quoted(word)).collect();
         words.push(quoted(&spool.to_string_lossy()));
