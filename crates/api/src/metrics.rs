@@ -5,6 +5,7 @@
 //! only sempre has.
 
 mod pools;
+mod repositories;
 
 pub use pools::POOLS;
 
@@ -30,6 +31,7 @@ pub fn render(snapshot: &Snapshot, pools: &[PoolView]) -> String {
     cluster(snapshot, &status, &mut page);
     members(snapshot, &status, &mut page);
     agent(snapshot, &mut page);
+    repositories::write(&status, &mut page);
     pools::write(pools, &mut page);
     page.text
 }

@@ -4,6 +4,7 @@ mod common;
 
 use common::{change_record, change_seen, id, silence, snapshot};
 use sempre_api::{PoolView, Snapshot, metrics};
+use sempre_model::backup::{ArchiveView, BackupKey, Proof, Repository, StoreAt};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Reads the text format strictly: each sample after its HELP and TYPE, names and labels well
@@ -186,4 +187,54 @@ fn of_a_witness_and_of_nothing() {
     change_seen(&mut strange, "m1", |seen| seen.agent_version = "\n".into());
     let samples = read(&strange);
     assert!(samples.keys().any(|key| key.contains(r#"host="a\"b\\c\nd""#)));
+}
+
+#[test]
+fn of_repositories_and_their_keys_are_nowhere() {
+    let mut snapshot = snapshot("m1");
+    change_record(&mut snapshot, |record| {
+        let repository = Repository {
+            store: StoreAt::Folder("/backup".into()),
+            members: Default::default(),
+            key: BackupKey("the key of the house".into()),
+            made_unix_ms: 0,
+        };
+        record.backups.repositories.insert("main".into(), repository);
+        record.backups.newest_unix_ms.insert("main".into(), 5_000);
+        let proof = Proof {
+            backup: "b".into(),
+            at_unix_ms: 6_000,
+            rto_ms: 7_500,
+            bytes: 1,
+            checks: Vec::new(),
+        };
+        record.backups.proved.insert("main".into(), Ok(proof));
+    });
+    let idle = read(&snapshot);
+    expect(
+        &idle,
+        &[
+            ("sempre_archive_running{repository=\"main\"}", 0.0),
+            ("sempre_backup_last_success_timestamp_seconds{repository=\"main\"}", 5.0),
+            ("sempre_restore_proved_seconds{repository=\"main\"}", 7.5),
+        ],
+    );
+    assert!(!idle.contains_key("sempre_archive_lag_bytes{repository=\"main\"}"));
+    change_seen(&mut snapshot, "m2", |observation| {
+        let (timeline, end) = (sempre_model::Timeline(1), sempre_model::Lsn(1_000_000));
+        let archive = ArchiveView {
+            timeline,
+            flushed: sempre_model::Lsn(999_000),
+            server: end,
+            gap: None,
+            behind_ms: 1_500,
+        };
+        observation.archives.insert("main".into(), archive);
+    });
+    let busy = read(&snapshot);
+    assert_eq!(busy["sempre_archive_running{repository=\"main\"}"], 1.0);
+    assert!(busy["sempre_archive_lag_bytes{repository=\"main\"}"] >= 1_000.0);
+    assert!(busy["sempre_archive_lag_seconds{repository=\"main\"}"] >= 1.5);
+    let status = serde_json::to_string(&sempre_api::status::status(&snapshot)).unwrap();
+    assert!(status.contains("/backup") && !status.contains("the key of the house"));
 }

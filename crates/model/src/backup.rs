@@ -14,6 +14,8 @@ use std::{
 
 /// Repositories a cluster may have.
 pub const REPOSITORIES_MAX: usize = 8;
+/// In front of a repository's name in the name of its replication slots.
+pub(crate) const ARCHIVER_PREFIX: &str = "archive-";
 /// The longest name of a repository.
 const NAME_MAX: usize = 32;
 
@@ -243,7 +245,7 @@ pub enum BackupChange {
 /// The name under which a repository's archiver has a replication slot on each member, so that the next
 /// primary still has what was not archived.
 pub fn archiver_of(repository: &str) -> Result<MemberId, crate::ids::BadMemberId> {
-    MemberId::new(format!("archive-{repository}"))
+    MemberId::new(format!("{ARCHIVER_PREFIX}{repository}"))
 }
 
 impl Record {

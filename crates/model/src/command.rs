@@ -2,7 +2,7 @@
 //! result, so a command carries all it needs, and says what it expects to find.
 
 use crate::{
-    backup::BackupChange,
+    backup::{ARCHIVER_PREFIX, BackupChange},
     ids::{Generation, Lsn, MemberId, NodeId, Timeline},
     member::{Member, MemberKind},
     policy::{Policy, PolicyError},
@@ -624,6 +624,11 @@ impl Record {
             return Err(refused("a member needs at least one address"));
         }
         let known = self.members.get(&member.name);
+        if known.is_none() && member.name.as_str().starts_with(ARCHIVER_PREFIX) {
+            return Err(refused(format!(
+                "no member's name begins with `{ARCHIVER_PREFIX}`: those are the replication slots of repositories"
+            )));
+        }
         if let Some(hash) = token_hash {
             let token = self.tokens.iter_mut().find(|t| t.hash == *hash).ok_or_else(|| {
                 refused_as(Refusal::TokenUnknown, "this join token is unknown or has expired")

@@ -15,7 +15,7 @@ use std::{
 /// The WAL of a backup is archived within this time, or something is wrong.
 const WAL_WITHIN: Duration = Duration::from_secs(120);
 /// How often that is looked at.
-const WAL_POLL: Duration = Duration::from_millis(100);
+const WAL_POLL: Duration = Duration::from_millis(300);
 /// Tries to read the control file while the server writes it.
 const CONTROL_TRIES: usize = 100;
 
@@ -129,7 +129,8 @@ impl KeptControl {
             tokio::time::sleep(Duration::from_millis(5)).await;
             let again = read()?;
             if again == last {
-                let kept = beside.join("pg_control.backup");
+                // Backups into other repositories may be made at the same time, by other processes.
+                let kept = beside.join(format!("pg_control.backup-{}", std::process::id()));
                 fs::write(&kept, &again).map_err(Error::io("write", &kept))?;
                 return Ok(Self(kept));
             }

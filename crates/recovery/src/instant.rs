@@ -88,7 +88,7 @@ impl Restore<'_> {
         tokio::select! {
             biased;
             failed = spool.serve() => match failed? {},
-            session = server.recovered() => drop(session?),
+            session = server.recovered() => drop(session.map_err(|e| self.explain(e, backup))?),
         }
         let mark = self.target.join(STATE_DIR).join(RECOVERED);
         let marked = File::create(&mark).and_then(|file| file.sync_all());

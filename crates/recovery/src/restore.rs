@@ -3,7 +3,7 @@
 
 use crate::{
     Error, Result,
-    choose::{Coverage, Goal, choose},
+    choose::{Coverage, Goal, choose, show_time},
     prove::Work,
     replay::Replay,
     spool::Spool,
@@ -17,6 +17,9 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+
+/// What the server says when the goal is not in its WAL.
+const TARGET_NOT_REACHED: &str = "recovery ended before configured recovery target was reached";
 
 /// A restore.
 #[derive(Clone, Debug)]
@@ -78,7 +81,7 @@ impl Restore<'_> {
         let session = tokio::select! {
             biased;
             failed = spool.serve() => match failed? {},
-            session = replay.recovered() => session?,
+            session = replay.recovered() => session.map_err(|e| self.explain(e, &backup))?,
         };
         let (timeline, _) = session.position().await?;
         let end = session.history().await?.ancestors.last().map(|(_, end)| *end);
@@ -92,6 +95,24 @@ impl Restore<'_> {
             timeline,
             end: end.unwrap_or_default(),
             last_commit_unix_ms: None,
+        })
+    }
+
+    /// PostgreSQL's "recovery ended before configured recovery target was reached", in words that help.
+    pub(crate) fn explain(&self, error: Error, backup: &Backup) -> Error {
+        match &error {
+            Error::Replay { log, .. } if log.contains(TARGET_NOT_REACHED) => {}
+            _ => return error,
+        }
+        Error::Unreachable(match &self.goal {
+            Goal::Time(at) => format!(
+                "no commit after {} is in the WAL that is kept: either it ends before, or nothing was committed since. Without --to-time all of it is restored",
+                show_time(*at)
+            ),
+            goal => format!(
+                "{goal:?} was not found in the WAL behind backup {}: if it is from before that backup, name an earlier one (--backup)",
+                backup.id
+            ),
         })
     }
 

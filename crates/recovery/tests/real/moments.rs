@@ -69,6 +69,9 @@ async fn a_server_comes_back_to_any_moment() -> Result<()> {
     let late = rig.restore(&mut other, Goal::Lsn(later)).await.unwrap_err().to_string();
     assert!(late.contains("goes up to"), "{late}");
     let none = rig.restore(&mut other, Goal::Name("never".into())).await.unwrap_err().to_string();
-    assert!(none.contains("recovery target"), "{none}");
+    assert!(none.contains("was not found") && none.contains("--backup"), "{none}");
+    let mut third = Server::empty(rig.dir.path(), "third");
+    let future = rig.restore(&mut third, Goal::Time(4_000_000_000_000)).await.unwrap_err();
+    assert!(future.to_string().contains("nothing was committed since"), "{future}");
     Ok(())
 }
