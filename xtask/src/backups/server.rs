@@ -168,10 +168,9 @@ impl Server {
     pub fn warm(&self, folders: &[&Path]) -> Result<()> {
         for folder in folders {
             let folder = folder.to_string_lossy();
-            tool::output(
-                "sh",
-                &["-c", &format!("find {folder} -type f -exec cat {{}} + >/dev/null")],
-            )?;
+            // What the server removes meanwhile is not wanted.
+            let read = format!("find {folder} -type f -exec cat {{}} + >/dev/null 2>&1; true");
+            tool::output("sh", &["-c", &read])?;
         }
         tool::output("sync", &[]).map(drop)
     }
