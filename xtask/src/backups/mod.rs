@@ -48,9 +48,6 @@ pub struct Arguments {
     /// Leave pgBackRest out
     #[arg(long)]
     alone: bool,
-    /// Leave out replaying WAL, of which PostgreSQL does most
-    #[arg(long)]
-    no_peer_replay: bool,
 }
 
 pub fn main(arguments: &Arguments) -> Result<bool> {
@@ -76,7 +73,7 @@ pub fn main(arguments: &Arguments) -> Result<bool> {
     for run in 0..arguments.runs {
         // Nobody is always the first, who finds the disk quiet.
         tools.rotate_left(usize::from(run > 0));
-        round(&server, &tools, &mut figures, !arguments.no_peer_replay)?;
+        round(&server, &tools, &mut figures)?;
         if run == 0 {
             for _ in 1..arguments.incrementals {
                 incremental(&server, &tools, &mut figures)?;
@@ -91,7 +88,7 @@ pub fn main(arguments: &Arguments) -> Result<bool> {
 }
 
 /// A full backup, restored; an incremental one, restored over that.
-fn round(server: &Server, tools: &[Tool], figures: &mut Figures, peer_replay: bool) -> Result<()> {
+fn round(server: &Server, tools: &[Tool], figures: &mut Figures) -> Result<()> {
     let mut backups = Vec::new();
     for tool in tools {
         server.warm(&[&server.data_dir()])?;
@@ -99,9 +96,9 @@ fn round(server: &Server, tools: &[Tool], figures: &mut Figures, peer_replay: bo
         figures.add(tool, Phase::Full, &made.cost);
         backups.push(made.id);
     }
-    restore(server, tools, &backups, figures, false, peer_replay)?;
+    restore(server, tools, &backups, figures, false)?;
     let backups = incremental(server, tools, figures)?;
-    restore(server, tools, &backups, figures, true, peer_replay)?;
+    restore(server, tools, &backups, figures, true)?;
     tools.iter().try_for_each(|tool| Ok(fs::remove_dir_all(server.target(tool))?))
 }
 
@@ -123,7 +120,6 @@ fn restore(
     backups: &[String],
     figures: &mut Figures,
     delta: bool,
-    peer_replay: bool,
 ) -> Result<()> {
     let (files, whole) = match delta {
         false => (Phase::Restore, Phase::RestoreWhole),
@@ -134,11 +130,9 @@ fn restore(
         let mut input = vec![server.repository(tool)];
         input.extend(delta.then(|| target.clone()));
         server.warm(&input.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
-        let restored = tool.restore(server, backup, &target, delta, peer_replay)?;
+        let restored = tool.restore(server, backup, &target, delta)?;
         figures.add(tool, files, &restored.files);
-        if let Some(cost) = &restored.whole {
-            figures.add(tool, whole, cost);
-        }
+        figures.add(tool, whole, &restored.whole);
     }
     Ok(())
 }

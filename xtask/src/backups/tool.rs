@@ -36,7 +36,7 @@ pub struct Restored {
     /// Until the files are there.
     pub files: Cost,
     /// Until the database has taken in WAL and stopped in order.
-    pub whole: Option<Cost>,
+    pub whole: Cost,
 }
 
 impl Tool {
@@ -69,20 +69,13 @@ impl Tool {
         backup: &str,
         target: &Path,
         delta: bool,
-        peer_replay: bool,
     ) -> Result<Restored> {
         let Tool::PgBackRest { repository } = self else {
             return restore(server, backup, target, delta);
         };
         let files = peer::restore(server, *repository, backup, target, delta)?;
         eprintln!("{}: {files:.2?}", self.name());
-        let whole = match peer_replay {
-            true => {
-                let replay = peer::replay(target)?;
-                Some(Cost { seconds: files.seconds + replay, ..files.clone() })
-            }
-            false => None,
-        };
+        let whole = Cost { seconds: files.seconds + peer::replay(target)?, ..files.clone() };
         Ok(Restored { files, whole })
     }
 }
@@ -96,7 +89,7 @@ fn restore(server: &Server, backup: &str, target: &Path, delta: bool) -> Result<
     // Whatever else it does, such as asking the member, counts as bringing the files.
     let files = Cost { seconds: whole.seconds - replay_ms / 1e3, ..whole.clone() };
     eprintln!("sempre: {whole:.2?} {said}");
-    Ok(Restored { files, whole: Some(whole) })
+    Ok(Restored { files, whole })
 }
 
 pub fn is_root() -> bool {
