@@ -175,3 +175,44 @@ impl Shared {
         Ok(opened.insert(Arc::new(Opened { at, file, there })).clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn file(path: &str, blocks: usize) -> Entry {
+        let bytes = blocks as u64 * u64::from(BLOCK_BYTES);
+        let blocks = vec![Block::Zero; blocks];
+        let what = What::File { bytes, stamp: Default::default(), blocks };
+        Entry { path: path.to_owned(), mode: 0o600, what }
+    }
+
+    #[test]
+    fn every_block_is_restored_once_and_nobody_is_idle_while_a_large_file_is_left() {
+        let sizes = [("empty", 0), ("large", 3 * PIECE_BLOCKS + 7), ("small", 1)];
+        let mut pieces = Pieces::of(sizes.map(|(path, blocks)| file(path, blocks)).into());
+        let mut done: BTreeMap<String, Vec<Range<usize>>> = BTreeMap::new();
+        let mut last = [None, None];
+        let mut shared = false;
+        loop {
+            let next = [0, 1].map(|thread| pieces.next(last[thread].as_ref()));
+            if next.iter().all(Option::is_none) {
+                break;
+            }
+            let names = next.each_ref().map(|p| p.as_ref().map(|p| p.file.entry.path.clone()));
+            shared |= names[0] == names[1] && names[0].as_deref() == Some("large");
+            for piece in next.iter().flatten() {
+                done.entry(piece.file.entry.path.clone()).or_default().push(piece.blocks.clone());
+            }
+            last = next;
+        }
+        assert!(shared, "two threads end up in one file");
+        for (path, blocks) in sizes {
+            let mut ranges = done.remove(path).unwrap();
+            ranges.sort_by_key(|range| range.start);
+            let all: Vec<usize> = ranges.into_iter().flatten().collect();
+            assert_eq!(all, (0..blocks).collect::<Vec<_>>(), "{path}");
+        }
+    }
+}
