@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what `cargo xtask bench` compares with: Patroni (PyPI) in a virtual environment, etcd and
-# HAProxy (Debian). Prints the bin folder of the environment. Does nothing that is done already.
+# Installs what `cargo xtask bench` and `cargo xtask backups` compare with: Patroni (PyPI) in a virtual
+# environment, etcd, HAProxy and pgBackRest (Debian). Prints the bin folder of the environment. Does nothing that is done already.
 set -eu
 
 # User postgres must be able to read it, so it cannot be below a private home.
@@ -14,6 +14,7 @@ as_root() {
 missing=
 [ -x /usr/bin/etcd ] || missing="$missing etcd-server"
 [ -x /usr/sbin/haproxy ] || missing="$missing haproxy"
+[ -x /usr/bin/pgbackrest ] || missing="$missing pgbackrest"
 [ -x /usr/sbin/nft ] || missing="$missing nftables"
 "$python" -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
 if [ -n "$missing" ]; then

@@ -1,8 +1,10 @@
 //! What the project does with itself.
 //!
 //! `cargo xtask test` runs every test there is; `lab` causes real faults in real clusters; `bench` does
-//! so side by side with Patroni; `proxies` compares routing with PgBouncer and HAProxy; `sim` runs simulated clusters.
+//! so side by side with Patroni; `proxies` compares routing with PgBouncer and HAProxy; `backups` backs up
+//! and restores beside pgBackRest; `sim` runs simulated clusters.
 
+mod backups;
 mod bench;
 mod lab;
 mod overhead;
@@ -33,6 +35,8 @@ enum Task {
     Bench(bench::Arguments),
     /// What a client pays on its way through sempre, PgBouncer and HAProxy (needs root)
     Proxies(proxies::Arguments),
+    /// Backup and restore beside pgBackRest
+    Backups(backups::Arguments),
     /// Simulated clusters, a seed each
     Sim(sim::Arguments),
     /// What depends on PostgreSQL's version, with each installation that is named
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Task::Lab(arguments) => lab::main(&arguments),
         Task::Bench(arguments) => bench::main(&arguments),
         Task::Proxies(arguments) => proxies::main(&arguments),
+        Task::Backups(arguments) => backups::main(&arguments),
         Task::Sim(arguments) => sim::main(&arguments),
         Task::Versions(arguments) => versions::main(&arguments),
     };

@@ -70,6 +70,26 @@ impl Compressor {
     }
 }
 
+/// Unpacks what frames hold, into the same memory again and again; one a thread.
+pub struct Unpacker {
+    zstd: zstd::bulk::Decompressor<'static>,
+    frame: Vec<u8>,
+    content: Vec<u8>,
+}
+
+impl Unpacker {
+    /// With nothing in it yet.
+    pub fn new() -> Self {
+        let zstd = zstd::bulk::Decompressor::new().expect("there is memory for it");
+        Self { zstd, frame: Vec::new(), content: Vec::new() }
+    }
+
+    /// What the frame that was opened last holds.
+    pub fn content(&self) -> &[u8] {
+        &self.content
+    }
+}
+
 /// Where a frame is in its object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -206,27 +226,45 @@ impl Opener {
     /// Opens the frame that begins at `offset` of the object and of `bytes`, which may go on
     /// behind it. None if it is not there as a whole.
     pub fn open(&self, offset: u64, bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>> {
+        let mut unpacker = Unpacker::new();
+        let opened = self.open_with(offset, bytes, &mut unpacker)?;
+        Ok(opened.map(|bytes| (unpacker.content, bytes)))
+    }
+
+    /// The same; what the frame holds is then in `unpacker`. Returns the frame's bytes.
+    pub fn open_with(
+        &self,
+        offset: u64,
+        bytes: &[u8],
+        unpacker: &mut Unpacker,
+    ) -> Result<Option<usize>> {
         let Some(length) = bytes.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
         let sealed = u32::from_le_bytes(*length) as usize;
         if !(PREFIX_BYTES + TAG_BYTES..=CONTENT_MAX + PREFIX_BYTES + TAG_BYTES).contains(&sealed) {
             return Err(self.damaged("the length of a frame is impossible"));
         }
         let Some(frame) = bytes.get(LENGTH_BYTES..LENGTH_BYTES + sealed) else { return Ok(None) };
-        let mut frame = frame.to_vec();
-        let opened = self.key.open_in_place(nonce(offset), Aad::from(&self.context), &mut frame);
+        let Unpacker { zstd, frame: own, content } = unpacker;
+        own.clear();
+        own.extend_from_slice(frame);
+        let opened = self.key.open_in_place(nonce(offset), Aad::from(&self.context), own);
         let opened = opened.map_err(|_| self.damaged("its checksum is wrong"))?;
         let (prefix, stored) = opened.split_at(PREFIX_BYTES);
         let length = u32::from_le_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
-        let content = match prefix[0] {
-            RAW => stored.to_vec(),
-            ZSTD => zstd::bulk::decompress(stored, length.min(CONTENT_MAX))
-                .map_err(|e| self.damaged(&format!("it cannot be unpacked: {e}")))?,
+        content.clear();
+        match prefix[0] {
+            RAW => content.extend_from_slice(stored),
+            ZSTD => {
+                content.reserve(length.min(CONTENT_MAX));
+                let unpacked = zstd.decompress_to_buffer(stored, content);
+                unpacked.map_err(|e| self.damaged(&format!("it cannot be unpacked: {e}")))?;
+            }
             other => return Err(self.damaged(&format!("it is packed by method {other}"))),
-        };
+        }
         if content.len() != length {
             return Err(self.damaged("a frame has another length than it says"));
         }
-        Ok(Some((content, LENGTH_BYTES + sealed)))
+        Ok(Some(LENGTH_BYTES + sealed))
     }
 
     fn damaged(&self, why: &str) -> Error {

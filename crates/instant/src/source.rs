@@ -117,7 +117,9 @@ impl Source {
             let length = record.bytes.saturating_sub(offset).min(self.block_bytes());
             let content = match &run[at] {
                 Block::Zero => vec![0; usize::try_from(length).unwrap_or(0)],
-                Block::Stored { .. } => patiently(wanted, || fetcher.block(run, at))?,
+                Block::Stored { .. } => {
+                    patiently(wanted, || fetcher.block(run, at).map(<[u8]>::to_vec))?
+                }
             };
             if content.len() as u64 != length {
                 let why = format!("block {number} of {path} has not the length it must have");

@@ -189,7 +189,10 @@ mod tests {
     fn without_client_lines_everybody_else_is_rejected() {
         let closed = render(None, Encryption::Off);
         assert!(closed.trim_end().ends_with("reject"));
-        assert!(closed.contains("\nlocal sempre_admission all reject\nlocal all,replication "), "{closed}");
+        assert!(
+            closed.contains("\nlocal sempre_admission all reject\nlocal all,replication "),
+            "{closed}"
+        );
         let open = render(Some("local all all trust"), Encryption::Mutual);
         assert!(open.contains(
             "hostssl replication sempre_replication all scram-sha-256 clientcert=verify-ca"

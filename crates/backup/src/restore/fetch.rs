@@ -3,7 +3,7 @@
 use crate::{
     Error, Repository, Result,
     manifest::{Block, PackRef},
-    seal::{HEADER_BYTES, Kind, Opener},
+    seal::{HEADER_BYTES, Kind, Opener, Unpacker},
 };
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -22,6 +22,7 @@ pub struct Fetcher {
     runtime: Handle,
     openers: HashMap<PackRef, Opener>,
     run: Option<(PackRef, u64, Bytes)>,
+    unpacker: Unpacker,
     /// Bytes read from the store.
     pub(crate) read_bytes: u64,
 }
@@ -29,12 +30,13 @@ pub struct Fetcher {
 impl Fetcher {
     /// Of this repository. The thread that uses it must not be one that drives `runtime`.
     pub fn new(repository: Repository, runtime: Handle) -> Self {
-        Self { repository, runtime, openers: HashMap::new(), run: None, read_bytes: 0 }
+        let (openers, unpacker) = (HashMap::new(), Unpacker::new());
+        Self { repository, runtime, openers, run: None, unpacker, read_bytes: 0 }
     }
 
     /// The content of `blocks[at]`, which is a stored one. Reads ahead for those that follow.
-    pub fn block(&mut self, blocks: &[Block], at: usize) -> Result<Vec<u8>> {
-        let Block::Stored { id, pack, offset, bytes } = &blocks[at] else { return Ok(Vec::new()) };
+    pub fn block(&mut self, blocks: &[Block], at: usize) -> Result<&[u8]> {
+        let Block::Stored { id, pack, offset, bytes } = &blocks[at] else { return Ok(&[]) };
         if !self.has(pack, *offset, *bytes) {
             let end = run_end(&blocks[at..]);
             let store = self.repository.store.clone();
@@ -50,8 +52,9 @@ impl Fetcher {
         let from = usize::try_from(offset - begin).unwrap_or(usize::MAX);
         let frame = run.get(from..from + *bytes as usize);
         let frame = frame.ok_or_else(|| Error::damaged(&pack.name(), "it is cut short"))?;
-        match opener.open(*offset, frame)? {
-            Some((content, _)) if self.repository.block_id(&content) == *id => Ok(content),
+        let opened = opener.open_with(*offset, frame, &mut self.unpacker)?;
+        match opened.map(|_| self.unpacker.content()) {
+            Some(content) if self.repository.block_id(content) == *id => Ok(content),
             _ => Err(Error::damaged(&pack.name(), "a block is not the one that was stored")),
         }
     }

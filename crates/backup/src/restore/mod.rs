@@ -18,9 +18,13 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
+        mpsc::sync_channel,
     },
 };
 use tokio::runtime::Handle;
+
+/// Files that wait to be synced early.
+const TO_SYNC_MAX: usize = 4;
 
 /// How files are restored.
 #[derive(Clone, Debug)]
@@ -58,6 +62,8 @@ struct Shared {
     progress: Arc<Progress>,
     stopped: AtomicBool,
     done: Mutex<Restored>,
+    /// What is synced in the end: the target, and places of tablespaces.
+    roots: Mutex<Vec<(PathBuf, File)>>,
     runtime: Handle,
 }
 
@@ -80,6 +86,7 @@ impl Repository {
             progress,
             stopped: AtomicBool::new(false),
             done: Mutex::default(),
+            roots: Mutex::new(vec![root(target)?]),
             runtime: Handle::current(),
         });
         let mut listed = BTreeSet::new();
@@ -101,7 +108,9 @@ impl Repository {
         if shared.options.delta {
             remove_others(target, "", &listed)?;
         }
-        sync_all(target)?;
+        for (at, dir) in &*shared.roots.lock().unwrap_or_else(PoisonError::into_inner) {
+            rustix::fs::syncfs(dir).map_err(|e| Error::io("sync", at)(e.into()))?;
+        }
         let done = *shared.done.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(done)
     }
@@ -157,17 +166,10 @@ fn remove_others(dir: &Path, below: &str, listed: &BTreeSet<String>) -> Result<(
     Ok(())
 }
 
-/// Everything below `target`, tablespaces with it, is on disk.
-fn sync_all(target: &Path) -> Result<()> {
-    let mut roots = vec![target.to_owned()];
-    if let Ok(links) = fs::read_dir(target.join("pg_tblspc")) {
-        roots.extend(links.flatten().map(|link| link.path()));
-    }
-    for root in roots {
-        let dir = File::open(&root).map_err(Error::io("open", &root))?;
-        rustix::fs::syncfs(dir).map_err(|e| Error::io("sync", &root)(e.into()))?;
-    }
-    Ok(())
+/// A folder whose file system is synced in the end. Opened before anything is written: only then is
+/// the sync told of what the disk refused meanwhile.
+fn root(at: &Path) -> Result<(PathBuf, File)> {
+    Ok((at.to_owned(), File::open(at).map_err(Error::io("open", at))?))
 }
 
 impl Shared {
@@ -220,32 +222,49 @@ impl Shared {
                 place.display()
             )));
         }
+        self.roots.lock().unwrap_or_else(PoisonError::into_inner).push(root(&place)?);
         self.clear_other(at, |_| false)?;
         symlink(&place, at).map_err(Error::io("link", at))
     }
 
     fn restore_segment(self: &Arc<Self>, segment: Segment) -> Result<()> {
-        let files = segment.entries.into_iter().filter(|e| matches!(e.what, What::File { .. }));
-        let files = Mutex::new(files);
+        let pieces = Mutex::new(file::Pieces::of(segment.entries));
         let failure = Mutex::new(None);
+        let fail = |error: Error| {
+            self.stopped.store(true, Ordering::Relaxed);
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        };
+        let (written, to_sync) = sync_channel::<Arc<file::Opened>>(TO_SYNC_MAX);
         std::thread::scope(|scope| {
+            let fail = &fail;
+            // The disk works while others do: the sync in the end has little left.
+            scope.spawn(move || {
+                to_sync.into_iter().for_each(|file| file.sync().unwrap_or_else(fail));
+            });
             for _ in 0..self.options.threads.max(1) {
-                scope.spawn(|| {
+                let (written, pieces) = (written.clone(), &pieces);
+                scope.spawn(move || {
                     let mut fetcher = Fetcher::new(self.repository.clone(), self.runtime.clone());
+                    let (mut old, mut last) = (Vec::new(), None);
                     while !self.stopped.load(Ordering::Relaxed) {
-                        let next = files.lock().unwrap_or_else(PoisonError::into_inner).next();
-                        let Some(entry) = next else { return };
+                        let mut pieces = pieces.lock().unwrap_or_else(PoisonError::into_inner);
+                        let next = pieces.next(last.as_ref());
+                        drop(pieces);
+                        let Some(piece) = next else { return };
                         let worked = self.progress.check();
-                        let worked = worked.and_then(|()| self.restore_file(&entry, &mut fetcher));
-                        if let Err(error) = worked {
-                            self.stopped.store(true, Ordering::Relaxed);
-                            let mut failure =
-                                failure.lock().unwrap_or_else(PoisonError::into_inner);
-                            failure.get_or_insert(error);
+                        let worked = worked
+                            .and_then(|()| self.restore_piece(&piece, &mut fetcher, &mut old));
+                        match worked {
+                            // While the disk is behind, it is left to the end.
+                            Ok(Some(file)) => drop(written.try_send(file)),
+                            Ok(None) => {}
+                            Err(error) => fail(error),
                         }
+                        last = Some(piece);
                     }
                 });
             }
+            drop(written);
         });
         failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }

@@ -3,7 +3,7 @@
 use super::references::Places;
 use crate::{
     Repository,
-    seal::{HEADER_BYTES, Kind, Opener},
+    seal::{HEADER_BYTES, Kind, Opener, Unpacker},
 };
 use std::collections::BTreeSet;
 
@@ -26,6 +26,7 @@ pub(super) fn check_pack(
         Ok(opener) => opener,
         Err(error) => return Some(Bad { why: error.to_string(), places: None }),
     };
+    let mut unpacker = Unpacker::new();
     let mut why: Option<String> = None;
     let mut bad = BTreeSet::new();
     let mut checked = BTreeSet::new();
@@ -33,9 +34,9 @@ pub(super) fn check_pack(
     while let Some(rest) = usize::try_from(at).ok().and_then(|at| object.get(at..))
         && !rest.is_empty()
     {
-        match opener.open(at, rest) {
-            Ok(Some((content, bytes))) => {
-                let id = repository.block_id(&content);
+        match opener.open_with(at, rest, &mut unpacker) {
+            Ok(Some(bytes)) => {
+                let id = repository.block_id(unpacker.content());
                 for ((_, length), ids) in wanted.range((at, 0)..=(at, u32::MAX)) {
                     if *length as usize != bytes || ids.iter().any(|wanted| *wanted != id) {
                         why.get_or_insert(format!("the block at {at} is not the one it must be"));
