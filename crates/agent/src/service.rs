@@ -390,7 +390,8 @@ fn would_lose(shown: &Shown, to: &MemberId) -> Result<(), String> {
     Ok(())
 }
 
-fn not_proposed(error: ProposeError) -> ActionError {
+/// Why a change is not in the record, as it is told.
+pub(crate) fn not_proposed(error: ProposeError) -> ActionError {
     let what = "nothing was changed";
     match error {
         ProposeError::Rejected(why) => why.into(),

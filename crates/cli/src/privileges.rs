@@ -35,13 +35,17 @@ pub fn become_member(config: &Config) -> Result<(), Fail> {
 /// delay them until its primary counts as lost. What sempre starts of PostgreSQL is put back.
 /// To be called while the process has one thread.
 pub fn hurry() {
-    use nix::libc::{PRIO_PROCESS, getpriority, setpriority};
-    // SAFETY: plain system calls on numbers.
-    unsafe {
-        if getpriority(PRIO_PROCESS, 0) >= 0 {
-            setpriority(PRIO_PROCESS, 0, NICE);
-        }
+    use nix::libc::{PRIO_PROCESS, getpriority};
+    // SAFETY: a plain system call on numbers.
+    if unsafe { getpriority(PRIO_PROCESS, 0) } >= 0 {
+        be_nice(NICE);
     }
+}
+
+/// Sets how nice this process is, where that is allowed.
+pub fn be_nice(nice: i32) {
+    // SAFETY: a plain system call on numbers.
+    unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, nice) };
 }
 
 /// The system user of this name, who must not be root.

@@ -1,6 +1,6 @@
 //! `sempre worker`: one job for an agent, in a process of its own.
 
-use crate::{connect, fail::Fail, logs};
+use crate::{connect, fail::Fail, logs, privileges};
 use sempre_recovery::{Job, Said};
 use std::{
     io::{BufRead, Read, Write},
@@ -27,7 +27,7 @@ pub fn run() -> Result<(), Fail> {
         Job::Archive { .. } => NICE_OF_ARCHIVES,
         Job::BaseBackup { .. } => NICE_OF_BACKUPS,
     };
-    let _ = be_nice(nice);
+    privileges::be_nice(nice);
     // Who gave the job is gone when this ends, and nobody would hear of what comes of it.
     thread::spawn(|| {
         let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
@@ -49,13 +49,4 @@ pub fn run() -> Result<(), Fail> {
         });
         Ok(())
     })
-}
-
-fn be_nice(nice: i32) -> std::io::Result<()> {
-    use nix::libc::{PRIO_PROCESS, setpriority};
-    // SAFETY: a plain system call on numbers.
-    match unsafe { setpriority(PRIO_PROCESS, 0, nice) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    }
 }

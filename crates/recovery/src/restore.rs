@@ -55,8 +55,6 @@ pub struct Recovered {
     pub timeline: Timeline,
     /// Where it begins to differ from what was: the end of what was replayed.
     pub end: Lsn,
-    /// The last transaction that was replayed was committed then, ms since 1970.
-    pub last_commit_unix_ms: Option<u64>,
 }
 
 impl Restore<'_> {
@@ -94,7 +92,6 @@ impl Restore<'_> {
             replay_took: began.elapsed(),
             timeline,
             end: end.unwrap_or_default(),
-            last_commit_unix_ms: None,
         })
     }
 

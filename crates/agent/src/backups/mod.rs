@@ -193,12 +193,6 @@ impl Keeper {
         wanted
     }
 
-    fn place(record: &Record, name: &str) -> Option<Place> {
-        let known = record.backups.repositories.get(name)?;
-        let (store, key) = (known.store.clone(), known.key.clone());
-        Some(Place { name: name.to_owned(), store, key })
-    }
-
     fn archive(&self, shown: &Shown, name: &str) -> Option<Job> {
         let record = &shown.record;
         let cluster = record.cluster.as_ref()?;
@@ -230,7 +224,7 @@ impl Keeper {
             }
         };
         let slot = archiver_of(name).ok()?.slot_name();
-        let place = Self::place(record, name)?;
+        let place = place_of(record, name)?;
         let instance = Box::new(self.executor.instance.clone());
         // No member's name has a colon: nobody takes this connection for a standby.
         Some(Job::Archive { instance, feed, name: format!("{name}:archive"), slot, place })
@@ -241,7 +235,7 @@ impl Keeper {
         Some(Job::BaseBackup {
             instance: Box::new(self.executor.instance.clone()),
             admin_password: cluster.secrets.admin.clone(),
-            place: Self::place(record, name)?,
+            place: place_of(record, name)?,
             full,
             threads: THREADS,
             max_bytes_per_s: None,
@@ -295,6 +289,13 @@ impl Keeper {
         self.running.remove(&key);
         self.pauses.insert(key, Instant::now() + RETRY_AFTER);
     }
+}
+
+/// A repository, with what opens it.
+fn place_of(record: &Record, name: &str) -> Option<Place> {
+    let known = record.backups.repositories.get(name)?;
+    let (store, key) = (known.store.clone(), known.key.clone());
+    Some(Place { name: name.to_owned(), store, key })
 }
 
 /// Whom a base backup is made of, unless it is said: a standby that has all, else the primary.

@@ -1,14 +1,14 @@
 //! What operators ask about backups.
 
-use super::source;
-use crate::{clock, looper::Shown, majority};
+use super::{place_of, source};
+use crate::{clock, looper::Shown, majority, service::not_proposed};
 use sempre_api::{
     ActionError, BackupRequest,
     backup::{ListedBackup, Listing, Window},
     codes,
 };
 use sempre_backup::{Identity, Repository, Secret};
-use sempre_consensus::{Consensus, ProposeError};
+use sempre_consensus::Consensus;
 use sempre_model::{
     Command, MemberId, Record,
     backup::{self as model, BackupChange, BackupKey, StoreAt},
@@ -145,15 +145,7 @@ impl Orders {
         let change = Change::Backup(Box::new(change));
         let command = Command { at_unix_ms: clock::now_unix_ms(), change };
         let proposed = self.consensus.propose(command).await;
-        let what = "nothing was changed";
-        proposed.map(|record| record.version).map_err(|error| match error {
-            ProposeError::Rejected(why) => why.into(),
-            ProposeError::NoLeader { .. } => codes::NO_QUORUM.error(what, error.to_string()),
-            ProposeError::TimedOut { .. } => {
-                codes::TIMED_OUT.error("the outcome is not known", error.to_string())
-            }
-            ProposeError::Fault { .. } => codes::INTERNAL.error(what, error.to_string()),
-        })
+        proposed.map(|record| record.version).map_err(not_proposed)
     }
 }
 
@@ -177,13 +169,9 @@ fn which<'a>(record: &'a Record, name: Option<&str>) -> Result<&'a str, ActionEr
 }
 
 fn place(record: &Record, name: &str) -> Result<Place, ActionError> {
-    let known = record.backups.repositories.get(name);
-    let place = known.map(|known| Place {
-        name: name.to_owned(),
-        store: known.store.clone(),
-        key: known.key.clone(),
-    });
-    place.ok_or_else(|| codes::UNKNOWN_REPOSITORY.error("nothing was done", format!("no `{name}`")))
+    place_of(record, name).ok_or_else(|| {
+        codes::UNKNOWN_REPOSITORY.error("nothing was done", format!("there is no `{name}`"))
+    })
 }
 
 async fn open(place: &Place) -> Result<Repository, ActionError> {

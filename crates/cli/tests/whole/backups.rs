@@ -2,7 +2,6 @@
 
 use crate::common::{
     cluster::{Cluster, data, query, witness},
-    until,
     writer::Writer,
 };
 use serde_json::Value;
@@ -90,9 +89,9 @@ fn after_a_failover_and_the_loss_of_everything_all_is_back() {
         assert_eq!(code, 0, "{err}");
         (target, json(&out))
     };
-    let parent = |name: &str| shared_folder(&cluster, name);
-    parent("all");
-    parent("then");
+    for name in ["all", "then"] {
+        shared_folder(&cluster, name);
+    }
     let (all, said) = restore("all", &[]);
     assert_eq!(said["backup"], second["id"]);
     let (then, _) = restore("then", &["--to-time", &then]);
@@ -211,10 +210,7 @@ fn backups_are_asked_for_and_refused_in_words() {
     assert!(err.contains("SEMPRE-0071"), "{err}");
     std::fs::rename(&away, &folder).unwrap();
     query(&cluster.member("m1").direct(), "insert into w values (-1)").unwrap();
-    until("it is archived again", || {
-        archived(&cluster);
-        Some(())
-    });
+    archived(&cluster);
     cluster.ok(&["backup", "detach", "main", "--yes"]);
     assert!(cluster.ok(&["backup", "list"]).contains("no repository"));
 }
