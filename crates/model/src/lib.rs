@@ -14,6 +14,7 @@
 pub mod backup;
 pub mod command;
 pub mod ids;
+mod joining;
 pub mod member;
 pub mod observation;
 pub mod patience;
