@@ -54,6 +54,7 @@ if [ "$for_test" = true ]; then
     have script || missing+=(bsdutils)
     have faketime || missing+=(faketime)
     have fusermount3 || missing+=(fuse3)
+    have restic || missing+=(restic)
 fi
 
 root=()

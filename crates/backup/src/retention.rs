@@ -129,7 +129,17 @@ impl Retention {
         held: &BTreeSet<String>,
         now_unix_ms: u64,
     ) -> Vec<Verdict> {
-        let mut sorted: Vec<_> = backups.iter().map(|b| (b.ended_unix_ms, b.id.as_str())).collect();
+        let moments = backups.iter().map(|b| (b.ended_unix_ms, b.id.as_str())).collect();
+        self.judge_moments(moments, held, now_unix_ms)
+    }
+
+    /// Likewise of anything with a moment (ms since 1970) and a name.
+    pub fn judge_moments(
+        &self,
+        mut sorted: Vec<(u64, &str)>,
+        held: &BTreeSet<String>,
+        now_unix_ms: u64,
+    ) -> Vec<Verdict> {
         sorted.sort_unstable();
         let mut reasons: BTreeMap<&str, BTreeSet<Reason>> = BTreeMap::new();
         let mut keep = |id, reason| {
