@@ -139,7 +139,7 @@ impl World {
                 let upstream = self.index_of(upstream);
                 self.rejoin(m, stage, upstream)
             }
-            Step::Clone { from, .. } => {
+            Step::Clone { from, .. } | Step::Fill { from, .. } => {
                 let from = self.index_of(from);
                 self.copy(m, stage, from)
             }

@@ -4,6 +4,7 @@
 //! the generation changes (the loop then drops it), so nothing in here leaves anything half done
 //! that the next step would not put right.
 
+mod fill;
 mod jobs;
 mod logical_slots;
 mod rejoin;
@@ -77,6 +78,7 @@ impl Job {
             Job::Step(Step::HandOver) => "hand over",
             Job::Step(Step::Rejoin { .. }) => "rejoin",
             Job::Step(Step::Clone { .. }) => "clone",
+            Job::Step(Step::Fill { .. }) => "fill",
             Job::Step(Step::Restart) => "restart",
             Job::Step(Step::Rest) => "start to be read",
             Job::Step(Step::EndRest) => "stop being read",
@@ -95,6 +97,7 @@ impl Job {
         match self {
             Job::Step(Step::Rejoin { .. }) => Some("rejoining"),
             Job::Step(Step::Clone { .. }) => Some("cloning"),
+            Job::Step(Step::Fill { .. }) => Some("restoring from a repository"),
             Job::Step(Step::Restart) => Some("restarting"),
             Job::Bootstrap => Some("making the database"),
             _ => None,
@@ -118,6 +121,7 @@ impl Job {
                     | Step::StartStandby { .. }
                     | Step::Rejoin { .. }
                     | Step::Clone { .. }
+                    | Step::Fill { .. }
                     | Step::Promote { .. }
             ) | Job::Bootstrap
         )

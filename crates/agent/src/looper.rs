@@ -62,6 +62,8 @@ const HOUSEKEEPING_MS: u64 = 10_000;
 /// How long a server takes at the most to load a configuration, ms. If it takes longer, what waits
 /// for a restart is seen with the next housekeeping.
 const SETTINGS_SETTLE_MS: u64 = 500;
+/// The record shows within this time that a member has got its fresh copy, or it gets one more, ms.
+const DONE_SHOWS_MS: u64 = 10_000;
 /// Between two looks at a data directory that cannot be used.
 const LOOK_AGAIN_MS: u64 = 2_000;
 
@@ -352,6 +354,13 @@ impl Looper {
             // Its outcome shows in the record in a moment.
             self.state.retry_at = now + 1_000;
         }
+        if let Job::Step(
+            member::Step::Clone { discard: true, .. } | member::Step::Fill { discard: true, .. },
+        ) = &job
+        {
+            // Until the record says that it is done, it looks as if it were still wished.
+            self.state.retry_at = now + DONE_SHOWS_MS;
+        }
         match result {
             Ok(done) => {
                 let done = *done;
@@ -383,7 +392,11 @@ impl Looper {
                 }
                 if matches!(
                     job,
-                    Job::Step(member::Step::Clone { .. } | member::Step::Rejoin { .. })
+                    Job::Step(
+                        member::Step::Clone { .. }
+                            | member::Step::Fill { .. }
+                            | member::Step::Rejoin { .. }
+                    )
                 ) {
                     // Copies and rewinds bring no slots along.
                     self.state.settings_differ = true;

@@ -1,6 +1,7 @@
 //! The agent's side of the peer network: what others may call here, and how consensus calls them.
 
 use crate::{
+    backups,
     certificate::certificate_addresses,
     clock,
     hello::{Answer, HELLO, Hello},
@@ -94,6 +95,9 @@ pub struct JoinRequest {
     pub member: Member,
     /// Certificate signing request, PEM.
     pub request: String,
+    /// Its data come from this repository (empty: the only one), not from another member.
+    #[serde(default)]
+    pub from_backup: Option<String>,
 }
 
 /// What it gets.
@@ -198,8 +202,13 @@ impl PeerHandler {
         let certificate = sign(&record, &member, &join.request)?;
         let (node, ca_certificate, cluster_id) =
             (member.node, cluster.ca_certificate.clone(), cluster.id.clone());
-        let change =
+        let fill = join.from_backup.map(|from| backups::fill(&member.name, &from));
+        let put =
             Change::PutMember { member: Box::new(member), token_hash: Some(join.secret_hash) };
+        let change = match fill {
+            Some(fill) => Change::Together(vec![put, fill]),
+            None => put,
+        };
         let command = Command { at_unix_ms: clock::now_unix_ms(), change };
         consensus.propose(command).await.map_err(refused)?;
         write(&JoinAnswer { node, cluster_id, ca_certificate, certificate })

@@ -1,7 +1,7 @@
 //! What REST and routing ask of the agent.
 
 use crate::{
-    backups::Orders,
+    backups::{self, Orders},
     clock,
     looper::{Event, Shown},
     majority,
@@ -493,7 +493,7 @@ impl Backend for Service {
                 let _ = self.events.send(Event::Rewrite).await;
                 Ok(Done::said("the configuration is written and loaded again"))
             }
-            Action::Reinit { member } => {
+            Action::Reinit { member, from_backup } => {
                 let what = format!("{member} gets no fresh copy");
                 let record = self.record();
                 known(&record, &member, &what)?;
@@ -502,7 +502,13 @@ impl Backend for Service {
                     return Err(codes::IS_PRIMARY.error(what, why));
                 }
                 let message = format!("fresh copy for {member} requested");
-                self.agreed(Change::RequestReinit(member), message).await
+                let fill = from_backup.map(|from| backups::fill(&member, &from));
+                let reinit = Change::RequestReinit(member);
+                let change = match fill {
+                    Some(fill) => Change::Together(vec![fill, reinit]),
+                    None => reinit,
+                };
+                self.agreed(change, message).await
             }
             Action::Remove { member, force } => self.remove(member, force).await,
             action @ (Action::SetPolicy(_)

@@ -69,8 +69,13 @@ pub async fn init(config: &Config, cluster: &str, policy: Policy) -> Result<Secr
     Ok(secrets)
 }
 
-/// Joins a cluster with a token. The database is copied when the daemon runs.
-pub async fn join(config: &Config, token: &JoinToken) -> Result<NodeId> {
+/// Joins a cluster with a token. The database is copied when the daemon runs: from another member, or
+/// from this repository (empty: the only one).
+pub async fn join(
+    config: &Config,
+    token: &JoinToken,
+    from_backup: Option<String>,
+) -> Result<NodeId> {
     let dir = MemberDir::new(config);
     refuse_twice(&dir)?;
     dir.create()?;
@@ -79,6 +84,7 @@ pub async fn join(config: &Config, token: &JoinToken) -> Result<NodeId> {
         secret_hash: token.secret_hash(),
         member: config.member(0),
         request,
+        from_backup,
     })?;
     let mut tried = Vec::new();
     for (host, port) in token.hosts() {

@@ -173,6 +173,10 @@ impl State {
             self.retry_at = 0;
             self.failures = 0;
         }
+        if asked(&record).is_none() && asked(&self.record).is_some() {
+            // It has it.
+            self.retry_at = 0;
+        }
         self.record = record;
         changed
     }

@@ -60,6 +60,8 @@ pub enum Action {
     Reinit {
         /// Whom.
         member: MemberId,
+        /// From this repository (empty: the only one) instead of from another member.
+        from_backup: Option<String>,
     },
     /// Take a member out of the cluster.
     Remove {
@@ -123,6 +125,14 @@ struct FailoverBody {
 #[serde(deny_unknown_fields)]
 struct MemberBody {
     member: MemberId,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReinitBody {
+    member: MemberId,
+    #[serde(default)]
+    from_backup: Option<String>,
 }
 
 /// With a time, it is scheduled; the rest is of use only then.
@@ -275,7 +285,9 @@ impl Action {
                 ("DELETE", "/v1/restart", json!({"member": member}))
             }
             Action::Reload => ("POST", "/v1/reload", json!({})),
-            Action::Reinit { member } => ("POST", "/v1/reinit", json!({"member": member})),
+            Action::Reinit { member, from_backup } => {
+                ("POST", "/v1/reinit", json!({"member": member, "from_backup": from_backup}))
+            }
             Action::Remove { member, force } => {
                 ("POST", "/v1/remove", json!({"member": member, "force": force}))
             }
@@ -321,7 +333,10 @@ impl Action {
                 Action::Failover { to, allow_data_loss }
             }
             "restart" => read::<RestartBody>(name, body)?.action(),
-            "reinit" => Action::Reinit { member: read::<MemberBody>(name, body)?.member },
+            "reinit" => {
+                let ReinitBody { member, from_backup } = read(name, body)?;
+                Action::Reinit { member, from_backup }
+            }
             "remove" => {
                 let RemoveBody { member, force } = read(name, body)?;
                 Action::Remove { member, force }
@@ -383,7 +398,8 @@ mod tests {
             Action::Restart { member: member() },
             Action::ScheduleRestart { member: member(), wish: wish() },
             Action::Reload,
-            Action::Reinit { member: member() },
+            Action::Reinit { member: member(), from_backup: None },
+            Action::Reinit { member: member(), from_backup: Some("main".into()) },
             Action::Remove { member: member(), force: true },
             Action::IssueToken { ttl_seconds: 60 },
         ] {

@@ -388,7 +388,7 @@ async fn the_client_sees_and_acts() {
         Action::Restart { member: id("m2") },
         Action::ScheduleRestart { member: id("m2"), wish: tomorrow() },
         Action::CancelRestart { member: id("m2") },
-        Action::Reinit { member: id("m3") },
+        Action::Reinit { member: id("m3"), from_backup: None },
         Action::Remove { member: id("w1"), force: false },
         Action::IssueToken { ttl_seconds: 60 },
         Action::Switchover { to: Some(id("m2")), at_unix_ms: Some(NOW + 1) },

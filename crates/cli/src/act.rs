@@ -58,10 +58,10 @@ pub async fn run(scene: &Scene, task: Task) -> Result<(), Fail> {
         }
         Task::Restart { member, .. } => restart(scene, &client, member).await,
         Task::Reload => simple(scene, &client, Action::Reload).await,
-        Task::Reinit { member, yes } => {
+        Task::Reinit { member, from_backup, yes } => {
             let question = format!("Throw away the data of {member}, and copy them afresh?");
             terminal::confirm(yes, &question)?;
-            simple(scene, &client, Action::Reinit { member }).await?;
+            simple(scene, &client, Action::Reinit { member, from_backup }).await?;
             eprintln!("next: `sempre status --watch` shows how it goes");
             Ok(())
         }

@@ -52,6 +52,9 @@ pub enum Task {
     Join {
         /// The token
         token: String,
+        /// Bring the data from a repository (without a name: the only one), not from another member
+        #[arg(long, value_name = "REPOSITORY", num_args = 0..=1, default_missing_value = "")]
+        from_backup: Option<String>,
     },
     /// Run this member: the daemon
     Run(RunHow),
@@ -116,6 +119,9 @@ pub enum Task {
     Reinit {
         /// Whom
         member: MemberId,
+        /// From a repository (without a name: the only one), over what it has, not from another member
+        #[arg(long, value_name = "REPOSITORY", num_args = 0..=1, default_missing_value = "")]
+        from_backup: Option<String>,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,

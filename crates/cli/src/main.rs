@@ -75,7 +75,7 @@ fn dispatch(arguments: arguments::Arguments) -> Result<(), Fail> {
     let scene = connect::Scene { config: arguments.config, json: arguments.json };
     match arguments.task {
         Task::Init { cluster, set } => member::init(&scene, &cluster, &set),
-        Task::Join { token } => member::join(&scene, &token),
+        Task::Join { token, from_backup } => member::join(&scene, &token, from_backup),
         Task::Run(how) => member::run(&scene, &how),
         Task::Guard { dir } => match sempre_guard::main(&dir) {
             code if code == ExitCode::SUCCESS => Ok(()),

@@ -7,7 +7,7 @@ use crate::{
     logs, privileges,
 };
 use sempre_api::{apply_policy_changes, codes};
-use sempre_model::{Policy, policy::PolicyError};
+use sempre_model::{MemberKind, Policy, policy::PolicyError};
 use sempre_net::JoinToken;
 use std::io::Read;
 use tokio::{
@@ -64,16 +64,20 @@ pub fn init(scene: &Scene, cluster: &str, set: &[String]) -> Result<(), Fail> {
 }
 
 /// `sempre join`.
-pub fn join(scene: &Scene, token: &str) -> Result<(), Fail> {
+pub fn join(scene: &Scene, token: &str, from_backup: Option<String>) -> Result<(), Fail> {
     let config = scene.read_config()?;
     let token: JoinToken = token.trim().parse().map_err(|error: sempre_net::BadToken| {
         Fail::coded(codes::TOKEN_UNKNOWN, "the token cannot be used", error.to_string())
             .next("`sempre token` on a member prints one. Copy all of it.")
             .typed()
     })?;
+    if from_backup.is_some() && config.kind == MemberKind::Witness {
+        let why = "a witness has no data";
+        return Err(Fail::usage("--from-backup is of no use here", why, "Leave it out."));
+    }
     privileges::become_member(&config)?;
     connect::block_on(async {
-        sempre_agent::setup::join(&config, &token)
+        sempre_agent::setup::join(&config, &token, from_backup)
             .await
             .map(drop)
             .map_err(|error| Fail::agent(format!("{} did not join", config.name), &error))

@@ -132,6 +132,15 @@ pub enum Step {
         /// For `reinit`: throw away what is there.
         discard: bool,
     },
+    /// A copy from a repository; from a member should that not work.
+    Fill {
+        /// From where.
+        repository: String,
+        /// From whom otherwise.
+        from: MemberId,
+        /// For `reinit`: throw away what is there.
+        discard: bool,
+    },
     /// Stop and start, on request.
     Restart,
     /// Start a former primary as a standby of nobody: reads go on while no majority is there.
@@ -442,8 +451,8 @@ fn get_data(local: &Local) -> Option<Step> {
         return None;
     }
     match local.data {
-        _ if reinit => Some(Step::Clone { from: clone_source(local)?, discard: true }),
-        DataDir::Missing => Some(Step::Clone { from: clone_source(local)?, discard: false }),
+        _ if reinit => copy(local, true),
+        DataDir::Missing => copy(local, false),
         DataDir::Present { was_primary } if !local.running => {
             let checked = local.checked_for == record(local).generation;
             (was_primary && !checked).then_some(Step::Rejoin { upstream })
@@ -462,6 +471,16 @@ fn get_data(local: &Local) -> Option<Step> {
 /// Fewer members than a commit waits for (`strict`).
 fn starved(sync: &SyncSet) -> bool {
     sync.members.len() < sync.k
+}
+
+/// A fresh copy: from a repository if that is wished, so that nobody is loaded by it.
+fn copy(local: &Local, discard: bool) -> Option<Step> {
+    let from = clone_source(local)?;
+    let wished = record(local).backups.fills.get(local.view.me).cloned();
+    Some(match wished {
+        Some(repository) => Step::Fill { repository, from, discard },
+        None => Step::Clone { from, discard },
+    })
 }
 
 /// The least loaded member to copy from: one tagged for it, else the streaming standby with the

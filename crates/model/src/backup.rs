@@ -152,6 +152,28 @@ pub struct Backups {
     pub newest_unix_ms: BTreeMap<String, u64>,
     /// The last restore that was tried, by repository.
     pub proved: BTreeMap<String, Result<Proof, String>>,
+    /// Members whose next copy of the data comes from a repository, and from which.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub fills: BTreeMap<MemberId, String>,
+}
+
+impl Backups {
+    /// The repository of this name, or the only one, that this member reaches.
+    pub fn reached_by(&self, member: &MemberId, name: Option<&str>) -> Result<&str, Rejected> {
+        let reached = |(_, known): &(&String, &Repository)| known.is_reached_by(member);
+        let fitting = |(known, _): &(&String, &Repository)| name.is_none_or(|name| *known == name);
+        let mut found = self.repositories.iter().filter(reached).filter(fitting);
+        match (found.next(), found.next()) {
+            (Some((known, _)), None) => Ok(known),
+            (None, _) => Err(refused(match name {
+                Some(name) => format!("there is no repository `{name}` that {member} reaches"),
+                None => format!("there is no repository that {member} reaches"),
+            })),
+            (Some(_), Some(_)) => {
+                Err(refused(format!("{member} reaches several repositories: name one")))
+            }
+        }
+    }
 }
 
 /// How far the WAL is in a repository, as its archiver says.
@@ -240,6 +262,20 @@ pub enum BackupChange {
         /// What was measured, or why it did not work.
         outcome: Result<Proof, String>,
     },
+    /// The next copy of the data that this member gets comes from a repository.
+    Fill {
+        /// Who.
+        member: MemberId,
+        /// Which; none: the only one that it reaches.
+        repository: Option<String>,
+    },
+    /// It came from there, or not.
+    Filled {
+        /// Who.
+        member: MemberId,
+        /// In words.
+        outcome: Result<String, String>,
+    },
 }
 
 /// The name under which a repository's archiver has a replication slot on each member, so that the next
@@ -280,6 +316,7 @@ impl Record {
                 backups.ended.remove(name);
                 backups.newest_unix_ms.remove(name);
                 backups.proved.remove(name);
+                backups.fills.retain(|_, from| from != name);
                 event(format!("repository {name} is no longer used; what is in it stays"))
             }
             BackupChange::Order { repository, member, full } => {
@@ -336,6 +373,22 @@ impl Record {
                 };
                 backups.proved.insert(repository.clone(), outcome);
                 event(text)
+            }
+            BackupChange::Fill { member, repository } => {
+                let name = backups.reached_by(member, repository.as_deref())?.to_owned();
+                let text = format!("{member} gets its copy of the data from {name}");
+                backups.fills.insert(member.clone(), name);
+                self.known(member)?;
+                event(text)
+            }
+            BackupChange::Filled { member, outcome } => {
+                let Some(name) = backups.fills.remove(member) else {
+                    return Err(stale(format!("{member} was not to be filled")));
+                };
+                event(match outcome {
+                    Ok(with) => format!("{member} got its data from {name}: {with}"),
+                    Err(why) => format!("{member} did not get its data from {name}: {why}"),
+                })
             }
         }
     }

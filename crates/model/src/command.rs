@@ -359,6 +359,7 @@ impl Record {
                 self.restarts.remove(name);
                 self.scheduled_restarts.remove(name);
                 self.reinits.remove(name);
+                self.backups.fills.remove(name);
                 event("remove", format!("{name} removed"))
             }
             Change::SetPolicy { policy, expect_version } => {

@@ -22,6 +22,7 @@ mod encryption;
 mod error;
 mod fence;
 mod files;
+mod fill;
 mod hba;
 mod init;
 mod inspect;

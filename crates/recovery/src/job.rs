@@ -3,7 +3,7 @@
 //!
 //! The job comes as one line of JSON; what it says is lines of JSON.
 
-use crate::{Archive, BaseBackup, Feed, Place, Result, back_up, prune};
+use crate::{Archive, BaseBackup, Feed, Fill, Filled, Place, Result, back_up, prune};
 use sempre_backup::{Options, Progress, Retention};
 use sempre_model::backup::{ArchiveView, BackupMade, BackupProgress};
 use sempre_postgres::Instance;
@@ -53,6 +53,8 @@ pub enum Job {
         /// What is kept once it is made.
         retention: Retention,
     },
+    /// Fill a data directory.
+    Fill(Fill),
 }
 
 /// What a worker says.
@@ -75,6 +77,8 @@ pub enum Said {
 pub enum Worked {
     /// A base backup.
     Backup(BackupMade),
+    /// A data directory that is a standby's.
+    Filled(Filled),
 }
 
 impl Job {
@@ -129,8 +133,21 @@ impl Job {
                     took_ms: made.stats.took_ms,
                 }))
             }
+            Job::Fill(fill) => {
+                let progress = Arc::new(Progress::default());
+                let telling = tokio::spawn(tell(progress.clone(), say));
+                let filled = fill.run(&fetch_command(), progress).await;
+                telling.abort();
+                Ok(Worked::Filled(filled?))
+            }
         }
     }
+}
+
+/// This very program, even when its file was replaced by an upgrade; and nobody answers when this process
+/// is gone.
+fn fetch_command() -> Vec<String> {
+    vec![format!("/proc/{}/exe", std::process::id()), "restore-wal".to_owned()]
 }
 
 async fn tell(progress: Arc<Progress>, say: impl Fn(Said)) {

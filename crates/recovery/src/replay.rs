@@ -5,7 +5,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use sempre_model::MemberId;
+use sempre_model::{MemberId, Timeline};
 use sempre_postgres::{Base, Installation, Instance, Layout, Session};
 use std::{
     fmt::Write as _,
@@ -18,6 +18,8 @@ use std::{
 
 /// How often a server that recovers is looked at.
 const POLL: Duration = Duration::from_millis(20);
+/// How often a server that has all there is asks for more, ms.
+const ASK_AGAIN_MS: u64 = 20;
 /// Lines of the server's log that are kept for an error.
 const LOG_LINES: usize = 12;
 
@@ -64,6 +66,35 @@ impl Replay {
         Self::configured(installation, data_dir, work, goal, restore_command, listen)
     }
 
+    /// Starts it as a standby of nobody: it takes all the WAL that `restore_command` brings, along the
+    /// timeline, and waits for more.
+    pub(crate) fn follow(
+        installation: &Installation,
+        data_dir: &Path,
+        work: &Path,
+        timeline: Timeline,
+        restore_command: &str,
+    ) -> Result<Self> {
+        let signal = data_dir.join("standby.signal");
+        fs::write(&signal, "").map_err(Error::io("write", &signal))?;
+        let more = format!(
+            "recovery_target_timeline = '{timeline}'\nwal_retrieve_retry_interval = {ASK_AGAIN_MS}\n"
+        );
+        let (goal, hba) = (&Goal::Latest, "local all all reject\n");
+        Self::written(installation, data_dir, work, goal, restore_command, (hba, &more), 5432)
+    }
+
+    /// Ends by itself only when something is wrong.
+    pub(crate) async fn fails(&mut self) -> Error {
+        loop {
+            match self.process.try_wait() {
+                Ok(None) => tokio::time::sleep(POLL).await,
+                Ok(Some(status)) => return self.failed(format!("the server ended ({status})")),
+                Err(error) => return self.failed(error.to_string()),
+            }
+        }
+    }
+
     /// Starts it again, recovered: there is nothing to recover but from a crash.
     pub(crate) fn run(
         installation: &Installation,
@@ -82,18 +113,33 @@ impl Replay {
         restore_command: &str,
         listen: Option<&Listen>,
     ) -> Result<Self> {
-        let mut instance = Self::instance(installation, data_dir, work);
-        let write =
-            |path: PathBuf, text: &str| fs::write(&path, text).map_err(Error::io("write", &path));
         let (mut hba, mut more) = ("local all all trust\n".to_owned(), String::new());
+        let mut port = 5432;
         if let Some(listen) = listen {
-            instance.port = listen.port;
+            port = listen.port;
             let clients = fs::read_to_string(data_dir.join("pg_hba.conf")).unwrap_or_default();
             hba = format!("local all {} trust\n{clients}", sempre_postgres::ADMIN_ROLE);
             more = format!("listen_addresses = '{}'\n", listen.addresses.replace('\'', "''"));
         }
-        write(instance.hba_file(), &hba)?;
-        let text = configuration(&instance, goal, restore_command) + &more;
+        let words = (hba.as_str(), more.as_str());
+        Self::written(installation, data_dir, work, goal, restore_command, words, port)
+    }
+
+    /// Writes its configuration, with these lines of `pg_hba.conf` and of settings, and starts it.
+    fn written(
+        installation: &Installation,
+        data_dir: &Path,
+        work: &Path,
+        goal: &Goal,
+        restore_command: &str,
+        (hba, more): (&str, &str),
+        port: u16,
+    ) -> Result<Self> {
+        let instance = Instance { port, ..Self::instance(installation, data_dir, work) };
+        let write =
+            |path: PathBuf, text: &str| fs::write(&path, text).map_err(Error::io("write", &path));
+        write(instance.hba_file(), hba)?;
+        let text = configuration(&instance, goal, restore_command) + more;
         write(instance.config_file(), &text)?;
         let process = spawn(&instance)?;
         Ok(Self { instance, process, work: work.to_owned() })

@@ -124,11 +124,16 @@ impl Restore<'_> {
     }
 
     pub(crate) fn restore_command(&self, spool: &Path) -> String {
-        let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''")).replace('%', "%%");
-        let mut words: Vec<String> = self.fetch_command.iter().map(|word| quoted(word)).collect();
-        words.push(quoted(&spool.to_string_lossy()));
-        // The server puts its own words in these places.
-        words.extend(["%f".to_owned(), "%p".to_owned()]);
-        words.join(" ")
+        restore_command(&self.fetch_command, spool)
     }
+}
+
+/// `program` answers a server's `restore_command`, from this folder.
+pub(crate) fn restore_command(program: &[String], spool: &Path) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''")).replace('%', "%%");
+    let mut words: Vec<String> = program.iter().map(|word| quoted(word)).collect();
+    words.push(quoted(&spool.to_string_lossy()));
+    // The server puts its own words in these places.
+    words.extend(["%f".to_owned(), "%p".to_owned()]);
+    words.join(" ")
 }

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use sempre_backup::{Repository, SegmentName, segment_name};
 use sempre_model::Timeline;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -17,6 +17,10 @@ use tokio::task::JoinSet;
 
 /// Segments fetched ahead.
 const AHEAD: u64 = 4;
+/// A standby has replayed all there is when it has asked so often for the same segment.
+const ASKS_AT_END: u32 = 5;
+/// Says which process answers.
+const OWNER: &str = "answered-by";
 /// How often both sides look.
 const POLL: Duration = Duration::from_millis(3);
 /// A command whose answer does not come gives up after this time: nobody serves any more.
@@ -32,11 +36,15 @@ pub(crate) struct Spool {
     in_flight: BTreeSet<String>,
     /// Somebody waits for these: if there is no such thing, it is told.
     asked: BTreeSet<String>,
+    /// From this segment on it is counted how often a server asks.
+    last: Option<u64>,
+    asks: BTreeMap<String, u32>,
 }
 
 impl Spool {
     pub(crate) fn new(dir: &Path, repository: Repository, segment_bytes: u64) -> Result<Self> {
         fs::create_dir_all(dir).map_err(Error::io("make", dir))?;
+        put(dir, OWNER, std::process::id().to_string().as_bytes())?;
         Ok(Self {
             dir: dir.to_owned(),
             repository,
@@ -44,6 +52,8 @@ impl Spool {
             fetching: JoinSet::new(),
             in_flight: BTreeSet::new(),
             asked: BTreeSet::new(),
+            last: None,
+            asks: BTreeMap::new(),
         })
     }
 
@@ -51,21 +61,41 @@ impl Spool {
     /// there would end the recovery early, as if all were well.
     pub(crate) async fn serve(&mut self) -> Result<std::convert::Infallible> {
         loop {
-            for wanted in self.wanted()? {
-                let asked = self.dir.join(format!("{wanted}.wanted"));
-                fs::remove_file(&asked).map_err(Error::io("remove", &asked))?;
-                self.answer(wanted);
-            }
-            while let Some(done) = self.fetching.try_join_next() {
-                let (name, found) =
-                    done.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic()));
-                self.in_flight.remove(&name);
-                if !found? && self.asked.remove(&name) {
-                    put(&self.dir, &format!("{name}.absent"), b"")?;
-                }
-            }
+            self.round()?;
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Answers until a standby has replayed all there is: it asks again and again for the segment
+    /// `last`, or one behind it. (It asks ahead as well, but a second time only when everything before
+    /// is replayed.)
+    pub(crate) async fn serve_to_end(&mut self, last: u64) -> Result<()> {
+        self.last = Some(last);
+        while self.asks.values().all(|asks| *asks < ASKS_AT_END) {
+            self.round()?;
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    fn round(&mut self) -> Result<()> {
+        for wanted in self.wanted()? {
+            let asked = self.dir.join(format!("{wanted}.wanted"));
+            fs::remove_file(&asked).map_err(Error::io("remove", &asked))?;
+            let segment = SegmentName::parse(&wanted, self.segment_bytes);
+            if segment.is_some_and(|s| self.last.is_some_and(|last| s.number >= last)) {
+                *self.asks.entry(wanted.clone()).or_default() += 1;
+            }
+            self.answer(wanted);
+        }
+        while let Some(done) = self.fetching.try_join_next() {
+            let (name, found) = done.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic()));
+            self.in_flight.remove(&name);
+            if !found? && self.asked.remove(&name) {
+                put(&self.dir, &format!("{name}.absent"), b"")?;
+            }
+        }
+        Ok(())
     }
 
     fn wanted(&self) -> Result<Vec<String>> {
@@ -126,6 +156,11 @@ fn put(dir: &Path, file: &str, content: &[u8]) -> Result<()> {
     fs::rename(&unfinished, &path).map_err(Error::io("put in place", &path))
 }
 
+fn is_answered(spool: &Path) -> bool {
+    let owner = fs::read_to_string(spool.join(OWNER));
+    owner.is_ok_and(|pid| Path::new("/proc").join(pid).exists())
+}
+
 /// `restore_command`: brings `file` to `target`. False if there is none.
 pub fn serve_segment(spool: &Path, file: &str, target: &Path) -> io::Result<bool> {
     let (ready, absent) = (spool.join(file), spool.join(format!("{file}.absent")));
@@ -146,7 +181,8 @@ pub fn serve_segment(spool: &Path, file: &str, target: &Path) -> io::Result<bool
         if fs::remove_file(&absent).is_ok() {
             return Ok(false);
         }
-        if began.elapsed() > ANSWER_WITHIN || !spool.exists() {
+        // A server without its restore must not go on as if there were no more WAL.
+        if began.elapsed() > ANSWER_WITHIN || !is_answered(spool) {
             return Err(io::Error::other("nobody answers: the restore has ended"));
         }
         std::thread::sleep(POLL);

@@ -28,6 +28,7 @@ use tokio::{
 use worker::{Key, Report};
 
 pub use orders::Orders;
+pub(crate) use worker::once;
 
 /// How often it is looked whether something else is to be done.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -268,6 +269,7 @@ impl Keeper {
                         self.view.troubles.insert(name.clone(), why);
                     }
                     Key::Backup(..) => self.end(key, Err(why)).await,
+                    Key::Once => {}
                 }
             }
             _ => {}
@@ -291,8 +293,15 @@ impl Keeper {
     }
 }
 
+/// The wish that a member gets its data from this repository (empty: the only one).
+pub(crate) fn fill(member: &MemberId, from: &str) -> Change {
+    let repository = Some(from.to_owned()).filter(|name| !name.is_empty());
+    let fill = BackupChange::Fill { member: member.clone(), repository };
+    Change::Backup(Box::new(fill))
+}
+
 /// A repository, with what opens it.
-fn place_of(record: &Record, name: &str) -> Option<Place> {
+pub(crate) fn place_of(record: &Record, name: &str) -> Option<Place> {
     let known = record.backups.repositories.get(name)?;
     let (store, key) = (known.store.clone(), known.key.clone());
     Some(Place { name: name.to_owned(), store, key })

@@ -1,7 +1,8 @@
 //! A process that does one job. It ends when its standard input does: with the agent, whatever becomes of
 //! that.
 
-use sempre_recovery::Said;
+use anyhow::bail;
+use sempre_recovery::{Job, Said, Worked};
 use std::{path::PathBuf, process::Stdio};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
@@ -16,6 +17,8 @@ pub(super) enum Key {
     Archive(String),
     /// A base backup in a repository, by the version of its order.
     Backup(String, u64),
+    /// Something that is waited for.
+    Once,
 }
 
 /// What is heard of it.
@@ -38,6 +41,35 @@ pub(super) async fn run(
         Err(error) => format!("its process cannot be run: {error}"),
     };
     let _ = tell.send((key, Report::Ended(why))).await;
+}
+
+/// The very binary that runs, even when its file was replaced by an upgrade.
+const PROGRAM: &str = "/proc/self/exe";
+/// Reports that may wait.
+const REPORTS_MAX: usize = 16;
+
+/// Has a job done that has an end; `told` hears how far it is. Dropped, its process is ended.
+pub(crate) async fn once(job: &Job, told: impl Fn(Said)) -> anyhow::Result<Worked> {
+    let job = serde_json::to_string(job)?;
+    let (tell, mut reports) = mpsc::channel(REPORTS_MAX);
+    let running = run(PROGRAM.into(), Key::Once, job, tell);
+    let listening = async {
+        let mut outcome = None;
+        while let Some((_, report)) = reports.recv().await {
+            match report {
+                Report::Said(Said::Done(worked)) => outcome = Some(Ok(worked)),
+                Report::Said(Said::Failed(why)) => outcome = Some(Err(why)),
+                Report::Said(said) => told(said),
+                Report::Ended(why) => outcome = outcome.or(Some(Err(why))),
+            }
+        }
+        outcome
+    };
+    match tokio::join!(running, listening).1 {
+        Some(Ok(worked)) => Ok(worked),
+        Some(Err(why)) => bail!("{why}"),
+        None => bail!("its process ended without a word"),
+    }
 }
 
 async fn work(

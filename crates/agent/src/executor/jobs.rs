@@ -101,6 +101,7 @@ impl JobContext {
             Step::HandOver => self.hand_over().await,
             Step::Rejoin { upstream } => self.rejoin(upstream).await,
             Step::Clone { from, discard } => self.clone_data(from, *discard).await,
+            Step::Fill { repository, from, discard } => self.fill(repository, from, *discard).await,
             Step::Restart => self.restart().await,
             Step::Rest => self.rest().await,
             Step::EndRest => {
@@ -362,13 +363,20 @@ impl JobContext {
         })
     }
 
-    pub(crate) async fn clone_data(&mut self, source: &MemberId, discard: bool) -> Result<Done> {
-        // Damage is what a fresh copy is for; what is somebody else's is not thrown away for it.
-        if let (DataDir::Unusable(why), ..) = self.executor.inspect().await
-            && Code::named_in(&why) != Some(codes::DATABASE_DOES_NOT_START)
-        {
-            bail!("{why}");
+    /// Damage is what a fresh copy is for; what is somebody else's is not thrown away for it.
+    pub(crate) async fn refuse_foreign(&self) -> Result<()> {
+        match self.executor.inspect().await {
+            (DataDir::Unusable(why), ..)
+                if Code::named_in(&why) != Some(codes::DATABASE_DOES_NOT_START) =>
+            {
+                bail!("{why}")
+            }
+            _ => Ok(()),
         }
+    }
+
+    pub(crate) async fn clone_data(&mut self, source: &MemberId, discard: bool) -> Result<Done> {
+        self.refuse_foreign().await?;
         self.stop(StopMode::Fast).await?;
         let upstream = self.upstream(source)?;
         let events = self.events.clone();

@@ -54,7 +54,7 @@ impl JobContext {
         self.checked(propose).await
     }
 
-    async fn checked(&mut self, propose: Vec<Change>) -> Result<Done> {
+    pub(crate) async fn checked(&mut self, propose: Vec<Change>) -> Result<Done> {
         self.applied.checked_for = self.record.generation;
         self.applied.resting = false;
         self.executor.dir.set_applied(&self.applied)?;

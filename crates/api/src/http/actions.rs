@@ -244,7 +244,7 @@ pub(crate) async fn reinitialize(
     let ended = async {
         object(&shared, &headers, body).await?;
         let member = shared.backend.snapshot().me;
-        match act(&shared, Action::Reinit { member }).await {
+        match act(&shared, Action::Reinit { member, from_backup: None }).await {
             Ok(_) => Ok((200, "a fresh copy is begun".to_owned())),
             Err(error) => refuse(503, error.to_string()),
         }

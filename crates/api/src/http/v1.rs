@@ -143,7 +143,7 @@ fn precheck(snapshot: &Snapshot, action: &Action) -> Result<(), ActionError> {
         Action::Restart { member }
         | Action::ScheduleRestart { member, .. }
         | Action::CancelRestart { member }
-        | Action::Reinit { member }
+        | Action::Reinit { member, .. }
         | Action::Remove { member, .. }
         | Action::Failover { to: member, .. }
         | Action::Switchover { to: Some(member), .. }

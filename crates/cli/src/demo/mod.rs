@@ -134,7 +134,7 @@ async fn join(first: &Spot, spot: &Spot) -> Result<(), Fail> {
     let token = done.data["token"].as_str().unwrap_or_default().parse().map_err(
         |error: sempre_net::BadToken| Fail::new("no token was given out", error.to_string(), ""),
     )?;
-    sempre_agent::setup::join(&spot.config, &token)
+    sempre_agent::setup::join(&spot.config, &token, None)
         .await
         .map(drop)
         .map_err(|error| Fail::agent(format!("{} did not join", spot.config.name), &error))

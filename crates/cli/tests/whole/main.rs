@@ -12,6 +12,7 @@ mod care;
 mod certificates;
 mod disaster;
 mod durability;
+mod from_backup;
 mod hand_over;
 mod logical;
 mod measured;

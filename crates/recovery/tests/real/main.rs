@@ -1,5 +1,6 @@
 //! Against real PostgreSQL servers. As root, all of it runs as system user `postgres`.
 
+mod filling;
 mod instant;
 mod moments;
 mod rig;

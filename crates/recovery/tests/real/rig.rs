@@ -3,9 +3,12 @@
 use crate::servers::{Server, folder, secrets};
 use anyhow::{Context, Result};
 use sempre_backup::{Backup, Folder, Identity, Options, Repository, RestoreOptions, Secret};
-use sempre_model::{Lsn, backup::ArchiveView};
+use sempre_model::{
+    Lsn,
+    backup::{ArchiveView, BackupKey, StoreAt},
+};
 use sempre_postgres::Session;
-use sempre_recovery::{Archive, BaseBackup, Feed, Goal, Recovered, Restore, back_up};
+use sempre_recovery::{Archive, BaseBackup, Feed, Goal, Place, Recovered, Restore, back_up};
 use std::{sync::Arc, time::Duration};
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle};
@@ -13,6 +16,7 @@ use tokio::{sync::watch, task::JoinHandle};
 pub struct Rig {
     pub dir: TempDir,
     pub repository: Repository,
+    pub place: Place,
 }
 
 /// WAL that is being kept, until this is dropped.
@@ -41,10 +45,13 @@ impl Rig {
         let dir = folder();
         let key = Secret::random();
         let system_identifier = server.instance.control_data()?.system_identifier;
-        let store = Arc::new(Folder::new(dir.path().join("repository")));
+        let folder = dir.path().join("repository");
+        let (name, at) = ("main".into(), StoreAt::Folder(folder.clone()));
+        let place = Place { name, store: at, key: BackupKey(key.to_text()) };
+        let store = Arc::new(Folder::new(folder));
         let identity = Identity::new("id", "tests", system_identifier, 1);
         let repository = Repository::create(store, &key, identity).await?;
-        Ok(Self { dir, repository })
+        Ok(Self { dir, repository, place })
     }
 
     /// Keeps the WAL of `server`.
@@ -95,7 +102,7 @@ impl Rig {
             goal,
             backup,
             options: RestoreOptions::default(),
-            fetch_command: vec![env!("CARGO_BIN_EXE_sempre-fetch-wal").into()],
+            fetch_command: fetch_command(),
         };
         restore.run(Arc::default()).await
     }
@@ -134,6 +141,11 @@ impl Rig {
         let answer = ask(&server, question).await?;
         Ok((answer, server))
     }
+}
+
+/// What answers `restore_command`.
+pub fn fetch_command() -> Vec<String> {
+    vec![env!("CARGO_BIN_EXE_sempre-fetch-wal").into()]
 }
 
 /// One value.
