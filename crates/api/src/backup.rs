@@ -4,6 +4,7 @@
 use sempre_model::{
     Lsn, MemberId, Timeline,
     backup::{ArchiveView, BackupEnded, BackupOrder, BackupProgress, Proof, StoreAt},
+    care::BackupAlarm,
 };
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +67,20 @@ pub enum BackupRequest {
         #[serde(default)]
         reason: String,
     },
+    /// Somebody has looked into the alarms of a backup: they are told no longer.
+    Accept {
+        /// Where.
+        #[serde(default)]
+        repository: Option<String>,
+        /// Its name, or the beginning of it.
+        backup: String,
+    },
+    /// Replace the key that opens a repository; or go on with that.
+    RotateKey {
+        /// Which.
+        #[serde(default)]
+        repository: Option<String>,
+    },
     /// A restore was tried: the cluster is to know what was measured.
     Prove {
         /// From where.
@@ -107,6 +122,12 @@ pub struct RepositoryStatus {
     /// The last restore that was tried.
     #[serde(default)]
     pub proved: Option<Result<Proof, String>>,
+    /// Alarms that nobody has accepted.
+    #[serde(default)]
+    pub alarms: Vec<BackupAlarm>,
+    /// Its key is being replaced, and that was not finished yet.
+    #[serde(default)]
+    pub key_is_replaced: bool,
 }
 
 /// A base backup, as listed.
@@ -140,6 +161,18 @@ pub struct ListedBackup {
     pub took_ms: u64,
     /// Under a hold.
     pub held: bool,
+    /// Of the new bytes, those in place of others of the parent.
+    #[serde(default)]
+    pub rewritten_bytes: u64,
+    /// Of the new bytes, those that hardly pack: encrypted, or compressed already.
+    #[serde(default)]
+    pub noise_bytes: u64,
+    /// What is odd about it.
+    #[serde(default)]
+    pub alarms: Vec<String>,
+    /// Somebody has looked into that.
+    #[serde(default)]
+    pub accepted: bool,
 }
 
 /// A time that can be restored to.

@@ -179,6 +179,11 @@ pub const KEYS: &[Key] = &[
         "Backups: a base backup is made so often in each repository; 0: only when asked for.",
     ),
     key(
+        "backup_max_bytes_per_s",
+        Unit::Bytes,
+        "Backups: the most that a base backup reads, a second; 0: no limit.",
+    ),
+    key(
         "backup_keep_last",
         Unit::Count,
         "Backups: so many of the newest are kept. With none of these rules, all are.",
@@ -279,9 +284,11 @@ fn read_value(key: &str, present: &Value, value: &str) -> Result<Value, PolicyEr
         Value::Number(_) if key.ends_with("_ms") => parse_ms(value)
             .map(Value::from)
             .ok_or_else(|| bad(key, value, "give milliseconds, or a unit as in 500ms or 2s")),
-        Value::Number(_) if key.ends_with("_bytes") => parse_bytes(value)
-            .map(Value::from)
-            .ok_or_else(|| bad(key, value, "give bytes, or a unit as in 512kB, 16MB or 1GB")),
+        Value::Number(_) if key.ends_with("_bytes") || key.ends_with("_bytes_per_s") => {
+            parse_bytes(value)
+                .map(Value::from)
+                .ok_or_else(|| bad(key, value, "give bytes, or a unit as in 512kB, 16MB or 1GB"))
+        }
         Value::Number(_) => value
             .parse::<u64>()
             .map(Value::from)

@@ -46,7 +46,7 @@ pub enum Error {
     },
     /// The key does not open the repository.
     #[error(
-        "the key given does not open the repository {repository}: it is another repository's, or was replaced"
+        "the key given does not open the repository {repository}: it is another repository's, or was replaced by a newer one"
     )]
     WrongKey {
         /// Where.

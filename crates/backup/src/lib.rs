@@ -1,5 +1,6 @@
 //! The backup repository: what is kept, in which form, and how it is brought back.
 
+mod alarm;
 mod catalog;
 mod collect;
 mod error;
@@ -11,6 +12,7 @@ mod progress;
 mod repository;
 mod restore;
 mod retention;
+mod rotate;
 mod seal;
 mod source;
 mod store;
@@ -19,6 +21,7 @@ mod wal;
 mod write;
 mod writer;
 
+pub use alarm::{COMPARED, alarms};
 pub use catalog::Catalog;
 pub use collect::{Plan, Silent};
 pub use error::{Error, Result};

@@ -48,6 +48,9 @@ pub struct Backup {
     pub late_segments: u32,
     /// In numbers.
     pub stats: Stats,
+    /// What is odd about it, in words.
+    #[serde(default)]
+    pub alarms: Vec<String>,
 }
 
 /// A backup in numbers.
@@ -61,7 +64,16 @@ pub struct Stats {
     pub read_bytes: u64,
     /// Bytes of blocks that the parent does not have.
     pub new_bytes: u64,
-    /// What those came to in the repository.
+    /// Of those, in blocks at whose place the parent has others.
+    #[serde(default)]
+    pub rewritten_bytes: u64,
+    /// Of the new bytes, those in blocks that hardly pack: encrypted, or compressed already.
+    #[serde(default)]
+    pub noise_bytes: u64,
+    /// Of these, those at whose place the parent has blocks that pack well.
+    #[serde(default)]
+    pub turned_bytes: u64,
+    /// What the new bytes came to in the repository.
     pub stored_bytes: u64,
     /// How long it took, ms.
     pub took_ms: u64,

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Repository, Result,
-    names::{self, BACKUPS, FORGOTTEN, HELD, MARKS},
+    names::{self, ACCEPTED, BACKUPS, FORGOTTEN, HELD, MARKS},
     seal::Kind,
 };
 use serde::Serialize;
@@ -51,6 +51,18 @@ impl Repository {
             return Err(Error::Refused(format!("backup {id} was forgotten meanwhile")));
         }
         Ok(())
+    }
+
+    /// Backups whose alarms somebody has looked into.
+    pub async fn accepted(&self) -> Result<BTreeSet<String>> {
+        self.marked(ACCEPTED).await
+    }
+
+    /// The alarms of a backup are no reason to worry; returns its whole name.
+    pub async fn accept(&self, backup: &str) -> Result<String> {
+        let backup = self.backup(backup).await?;
+        self.mark(&backup.id, ACCEPTED, &()).await?;
+        Ok(backup.id)
     }
 
     /// Sets a mark; says whether it is new.

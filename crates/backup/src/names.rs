@@ -18,6 +18,7 @@ pub(crate) const PACKS: &str = "packs/";
 pub(crate) const MARKS: &str = "marks/";
 pub(crate) const FORGOTTEN: &str = "forgotten";
 pub(crate) const HELD: &str = "held";
+pub(crate) const ACCEPTED: &str = "accepted";
 
 pub(crate) fn key(epoch: u32, fingerprint: &str) -> String {
     format!("{KEYS}{epoch:08}.{fingerprint}")

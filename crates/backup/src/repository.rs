@@ -7,7 +7,10 @@ use crate::{
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Small objects are packed like this: they are few.
 const SMALL_LEVEL: i32 = 3;
@@ -136,34 +139,8 @@ impl Repository {
         })
     }
 
-    /// From now on objects are sealed by a new epoch key. What is there stays readable.
-    pub async fn new_epoch(&mut self, backup_key: &Secret) -> Result<()> {
-        let (epoch, key) = (self.keys.newest().0 + 1, Secret::random());
-        self.wrap(epoch, &key, backup_key).await?;
-        self.store.barrier().await?;
-        let mut keys = (*self.keys).clone();
-        keys.epochs.insert(epoch, key);
-        self.keys = Arc::new(keys);
-        Ok(())
-    }
-
-    /// Replaces the backup key: the old one opens nothing of this repository any more.
-    pub async fn replace_key(&self, old: &Secret, new: &Secret) -> Result<()> {
-        for (epoch, key) in &self.keys.epochs {
-            match self.wrap(*epoch, key, new).await {
-                // An earlier try got so far.
-                Err(Error::Exists { .. }) | Ok(()) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.store.barrier().await?;
-        for epoch in self.keys.epochs.keys() {
-            self.store.delete(&names::key(*epoch, &old.fingerprint())).await?;
-        }
-        self.store.barrier().await
-    }
-
-    async fn wrap(&self, epoch: u32, key: &Secret, backup_key: &Secret) -> Result<()> {
+    /// Stores the key of an epoch, wrapped.
+    pub(crate) async fn wrap(&self, epoch: u32, key: &Secret, backup_key: &Secret) -> Result<()> {
         let name = names::key(epoch, &backup_key.fingerprint());
         let wrapping = Keys::single(0, backup_key.clone());
         let object = seal::seal(&wrapping, Kind::Key, &name, &key.0, SMALL_LEVEL);
@@ -188,25 +165,25 @@ impl Repository {
     }
 }
 
-async fn unwrap_keys(store: &dyn Store, backup_key: &Secret) -> Result<Keys> {
+/// The keys of all epochs: a backup key that opens some of them only is not, or no longer, the right one.
+pub(crate) async fn unwrap_keys(store: &dyn Store, backup_key: &Secret) -> Result<Keys> {
     let (wrapping, fingerprint) = (Keys::single(0, backup_key.clone()), backup_key.fingerprint());
-    let mut epochs = BTreeMap::new();
+    let (mut epochs, mut known) = (BTreeMap::new(), BTreeSet::new());
     for listed in store.list(KEYS).await? {
         let name = &listed.key;
-        let Some(epoch) = name
-            .strip_prefix(KEYS)
-            .and_then(|rest| rest.split_once('.'))
-            .filter(|(_, by)| *by == fingerprint)
-            .and_then(|(epoch, _)| epoch.parse::<u32>().ok())
-        else {
+        let parts = name.strip_prefix(KEYS).and_then(|rest| rest.split_once('.'));
+        let parts = parts.and_then(|(epoch, by)| Some((epoch.parse::<u32>().ok()?, by)));
+        let Some((epoch, by)) = parts else { continue };
+        known.insert(epoch);
+        if by != fingerprint {
             continue;
-        };
+        }
         let object = store.get(name).await?;
         let key = seal::open(&wrapping, Kind::Key, name, &object)?;
         let key = key.try_into().map_err(|_| Error::damaged(name, "it is no key"))?;
         epochs.insert(epoch, Secret(key));
     }
-    if epochs.is_empty() {
+    if epochs.is_empty() || epochs.len() < known.len() {
         return Err(Error::WrongKey { repository: store.name().to_owned() });
     }
     Ok(Keys { epochs })

@@ -4,7 +4,7 @@
 //! Periods are of UTC, and only those count that have a backup, so that nothing goes merely because time
 //! passes while no backups are made. Times are when a backup ended: the first moment it can bring back.
 
-use crate::{Backup, Error, Repository, Result};
+use crate::{Backup, Error, Repository, Result, alarm};
 use sempre_model::Lsn;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +56,10 @@ pub enum Reason {
     BeforeWindow,
     /// There is no rule.
     NoRule,
+    /// Its alarm is the first that nobody has accepted.
+    Alarm,
+    /// It is the last one before an alarm that nobody has accepted.
+    BeforeAlarm,
 }
 
 impl std::fmt::Display for Reason {
@@ -72,6 +76,8 @@ impl std::fmt::Display for Reason {
             Reason::Window => "in the window",
             Reason::BeforeWindow => "the window begins from it",
             Reason::NoRule => "no rule says otherwise",
+            Reason::Alarm => "nobody has accepted its alarm",
+            Reason::BeforeAlarm => "the last without an alarm",
         })
     }
 }
@@ -202,7 +208,9 @@ impl Repository {
         now_unix_ms: u64,
     ) -> Result<Vec<Verdict>> {
         let backups = self.catalog().await?.backups;
-        Ok(policy.judge(&backups, &self.held().await?, now_unix_ms))
+        let mut plan = policy.judge(&backups, &self.held().await?, now_unix_ms);
+        alarm::keep(&mut plan, &backups, &self.accepted().await?);
+        Ok(plan)
     }
 
     /// Forgets what the plan does not keep; returns which. What is held since is left alone.
@@ -222,4 +230,4 @@ impl Repository {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -58,11 +58,10 @@ async fn opens_with_its_key(mut fixture: Fixture) -> Result<()> {
         let content = content.unwrap_or_default();
         assert!(!content.windows(6).any(|w| w == b"secret"), "{}", path.display());
     }
-    // Both kinds of rotation: the old key opens nothing any more, old objects stay readable.
+    // Replaced: the old key opens nothing any more, old objects stay readable.
     let mut repository = Repository::open(store.clone(), &fixture.key).await?;
-    repository.new_epoch(&fixture.key).await?;
     let new_key = Secret::random();
-    repository.replace_key(&fixture.key, &new_key).await?;
+    repository.rotate(&fixture.key, &new_key).await?;
     assert!(Repository::open(store.clone(), &fixture.key).await.is_err());
     fixture.repository = Repository::open(store, &new_key).await?;
     fixture.put("base/5/1", b"more");

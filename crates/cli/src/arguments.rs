@@ -306,6 +306,14 @@ pub enum BackupTask {
         #[arg(long)]
         release: bool,
     },
+    /// The alarms of a backup were looked into, and are no reason to worry
+    Accept {
+        /// Its name, the beginning of it, or `latest`
+        backup: String,
+        /// In this repository
+        #[arg(long, value_name = "NAME")]
+        repository: Option<String>,
+    },
     /// Read every object that backups use, and say whom damage harms; changes nothing
     Verify {
         /// This backup alone
@@ -332,6 +340,9 @@ pub enum BackupTask {
         /// Of this repository
         #[arg(long, value_name = "NAME")]
         repository: Option<String>,
+        /// Replace it first: the old one opens nothing any more
+        #[arg(long)]
+        rotate: bool,
     },
 }
 

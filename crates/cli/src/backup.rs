@@ -84,9 +84,19 @@ pub async fn run(scene: &Scene, task: BackupTask) -> Result<(), Fail> {
         }
         // They open the repository here, and are dispatched elsewhere.
         BackupTask::Verify { .. } | BackupTask::Prune { .. } => Ok(()),
-        BackupTask::Key { repository } => {
-            let place: Value =
-                client.backups(&BackupRequest::Key { repository }, LIST_WITHIN).await?;
+        BackupTask::Accept { backup, repository } => {
+            let message = format!("the alarms of {backup} are accepted");
+            ask(scene, &client, &BackupRequest::Accept { repository, backup }, &message).await
+        }
+        BackupTask::Key { repository, rotate } => {
+            let request = match rotate {
+                true => BackupRequest::RotateKey { repository },
+                false => BackupRequest::Key { repository },
+            };
+            let place: Value = client.backups(&request, LIST_WITHIN).await?;
+            if rotate {
+                eprintln!("the key was replaced: the one before opens the repository no longer");
+            }
             match scene.json {
                 true => show::print_json(&place),
                 false => {
@@ -200,13 +210,16 @@ async fn make(scene: &Scene, client: &Client, request: BackupRequest) -> Result<
     drop(bar);
     match ended.map(|ended| ended.outcome) {
         Some(Ok(made)) if scene.json => show::print_json(&made),
-        Some(Ok(made)) => show::print(&format!(
-            "backup {} of {member} in {name}: {} in {}, {} stored\n",
-            made.id,
-            show_bytes(made.bytes),
-            show_ms(made.took_ms),
-            show_bytes(made.stored_bytes)
-        )),
+        Some(Ok(made)) => {
+            show::print(&format!(
+                "backup {} of {member} in {name}: {} in {}, {} stored\n",
+                made.id,
+                show_bytes(made.bytes),
+                show_ms(made.took_ms),
+                show_bytes(made.stored_bytes)
+            ));
+            made.alarms.iter().for_each(|words| eprintln!("alarm: {words}"));
+        }
         Some(Err(why)) => return Err(Fail::coded(codes::NOT_BACKED_UP, "no backup was made", why)),
         None => {
             let why = "the order is gone, and nothing says what became of it";
@@ -285,9 +298,14 @@ fn describe(place: &Listing, backup: &ListedBackup) -> String {
             "stored",
             format!("{} ({:.0} % of what was new)", show_bytes(backup.stored_bytes), ratio * 100.0),
         ),
+        ("in place", format!("{} of others", show_bytes(backup.rewritten_bytes))),
+        ("hardly packs", show_bytes(backup.noise_bytes)),
         ("held", if backup.held { "yes" } else { "no" }.to_owned()),
     ];
-    lines.iter().map(|(label, value)| format!("{label:<14} {value}\n")).collect()
+    let accepted = if backup.accepted { " (accepted)" } else { "" };
+    let alarms = backup.alarms.iter().map(|words| ("alarm", format!("{words}{accepted}")));
+    let lines = lines.into_iter().chain(alarms);
+    lines.map(|(label, value)| format!("{label:<14} {value}\n")).collect()
 }
 
 async fn forget(

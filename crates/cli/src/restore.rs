@@ -193,7 +193,7 @@ fn from_folder(folder: &Path, key_file: &Path) -> Result<Place, Fail> {
         Fail::usage(format!("cannot read {}", key_file.display()), error.to_string(), "")
     })?;
     let (name, store) = (folder.display().to_string(), StoreAt::Folder(folder.to_owned()));
-    Ok(Place { name, store, key: BackupKey(key.trim().to_owned()) })
+    Ok(Place { name, store, key: BackupKey(key.trim().to_owned()), next_key: None })
 }
 
 fn from_file(file: &Path) -> Result<Place, Fail> {

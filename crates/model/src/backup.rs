@@ -1,6 +1,7 @@
 //! What the record knows of backups: where the repositories are, what was ordered, what came of it.
 
 use crate::{
+    care::BackupAlarm,
     command::{Rejected, refused, stale},
     ids::{Lsn, MemberId, Timeline},
     record::Record,
@@ -125,6 +126,9 @@ pub struct BackupMade {
     pub stored_bytes: u64,
     /// How long it took, ms.
     pub took_ms: u64,
+    /// What is odd about it, in words.
+    #[serde(default)]
+    pub alarms: Vec<String>,
 }
 
 /// What came of the last order.
@@ -155,6 +159,12 @@ pub struct Backups {
     /// Members whose next copy of the data comes from a repository, and from which.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub fills: BTreeMap<MemberId, String>,
+    /// Alarms that nobody has accepted, by repository; the first ones.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub alarms: BTreeMap<String, Vec<BackupAlarm>>,
+    /// Keys that are about to replace a repository's: until that is done, one of both opens it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub next_keys: BTreeMap<String, BackupKey>,
 }
 
 impl Backups {
@@ -255,6 +265,27 @@ pub enum BackupChange {
         /// The backup, or why there is none.
         outcome: Result<BackupMade, String>,
     },
+    /// Somebody has looked into the alarms of a backup.
+    Accept {
+        /// Where.
+        repository: String,
+        /// The backup.
+        backup: String,
+    },
+    /// Another key is about to replace a repository's.
+    Rotate {
+        /// Which.
+        repository: String,
+        /// The new key.
+        next: BackupKey,
+    },
+    /// It has done so.
+    Rotated {
+        /// Which.
+        repository: String,
+        /// The new key.
+        key: BackupKey,
+    },
     /// A restore was tried.
     Prove {
         /// From where.
@@ -317,6 +348,8 @@ impl Record {
                 backups.newest_unix_ms.remove(name);
                 backups.proved.remove(name);
                 backups.fills.retain(|_, from| from != name);
+                backups.alarms.remove(name);
+                backups.next_keys.remove(name);
                 event(format!("repository {name} is no longer used; what is in it stays"))
             }
             BackupChange::Order { repository, member, full } => {
@@ -352,7 +385,8 @@ impl Record {
                 let text = match outcome {
                     Ok(made) => {
                         backups.newest_unix_ms.insert(repository.clone(), at_unix_ms);
-                        format!("backup {} made by {member} in {repository}", made.id)
+                        let alarm = backups.raise(repository, made, at_unix_ms);
+                        format!("backup {} made by {member} in {repository}{alarm}", made.id)
                     }
                     Err(why) => format!("no backup by {member} in {repository}: {why}"),
                 };
@@ -360,6 +394,11 @@ impl Record {
                 backups.ended.insert(repository.clone(), ended);
                 event(text)
             }
+            BackupChange::Accept { repository, backup } => {
+                event(backups.accept(repository, backup)?)
+            }
+            BackupChange::Rotate { repository, next } => event(backups.rotate(repository, next)?),
+            BackupChange::Rotated { repository, key } => event(backups.rotated(repository, key)?),
             BackupChange::Prove { repository, outcome } => {
                 if !backups.repositories.contains_key(repository) {
                     return Err(refused(format!("there is no repository `{repository}`")));

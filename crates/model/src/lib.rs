@@ -12,6 +12,7 @@
 //! * [`patience`]: how long a path may be silent before it counts as dead.
 
 pub mod backup;
+pub mod care;
 pub mod command;
 pub mod ids;
 mod joining;

@@ -100,6 +100,8 @@ pub struct Policy {
     pub logical_slots: bool,
     /// A base backup is made so often in each repository, ms; 0: only when asked for.
     pub backup_interval_ms: u64,
+    /// The most that a base backup reads, bytes a second; 0: no limit.
+    pub backup_max_bytes_per_s: u64,
     /// The newest backups that are kept.
     pub backup_keep_last: u32,
     /// Of so many hours the newest backup is kept.
@@ -153,6 +155,7 @@ impl Default for Policy {
             slot_max_wal_bytes: 16 << 30,
             logical_slots: true,
             backup_interval_ms: 0,
+            backup_max_bytes_per_s: 0,
             backup_keep_last: 0,
             backup_keep_hourly: 0,
             backup_keep_daily: 0,

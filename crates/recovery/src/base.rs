@@ -2,7 +2,8 @@
 
 use crate::{Error, Result, choose::Coverage, clock::unix_ms};
 use sempre_backup::{
-    Backup, CONTROL_FILE, Options, Progress, Repository, Source, SourceWhat, Writer, Writing,
+    Backup, COMPARED, CONTROL_FILE, Options, Progress, Repository, Source, SourceWhat, Stats,
+    Writer, Writing,
 };
 use sempre_postgres::Instance;
 use std::{
@@ -66,6 +67,8 @@ pub async fn back_up(task: &BaseBackup<'_>, progress: Arc<Progress>) -> Result<B
 
     wait_for_wal(repository, control.wal_segment_bytes, ended.timeline, begun.start, ended.stop)
         .await?;
+    let stats = writing.stats();
+    let alarms = alarms(repository, &stats).await?;
     let backup = Backup {
         id: writing.id().to_owned(),
         parent: parent.map(|p| p.id),
@@ -83,9 +86,19 @@ pub async fn back_up(task: &BaseBackup<'_>, progress: Arc<Progress>) -> Result<B
         block_bytes: sempre_backup::BLOCK_BYTES,
         sorted_segments,
         late_segments,
-        stats: writing.stats(),
+        stats,
+        alarms,
     };
     Ok(writing.publish(backup).await?)
+}
+
+/// What is odd beside the backups before it.
+async fn alarms(repository: &Repository, now: &Stats) -> Result<Vec<String>> {
+    let (before, accepted) = (repository.backups().await?, repository.accepted().await?);
+    let fine = before.iter().filter(|b| b.alarms.is_empty() || accepted.contains(&b.id));
+    let fine: Vec<Stats> = fine.map(|backup| backup.stats).collect();
+    let compared = &fine[fine.len().saturating_sub(COMPARED)..];
+    Ok(sempre_backup::alarms(now, before.last().map(|backup| &backup.stats), compared))
 }
 
 fn size_of(source: &Source) -> u64 {

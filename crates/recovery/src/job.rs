@@ -131,6 +131,7 @@ impl Job {
                     bytes: made.stats.bytes,
                     stored_bytes: made.stats.stored_bytes,
                     took_ms: made.stats.took_ms,
+                    alarms: made.alarms,
                 }))
             }
             Job::Fill(fill) => {

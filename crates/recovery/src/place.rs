@@ -15,6 +15,9 @@ pub struct Place {
     pub store: StoreAt,
     /// What opens it.
     pub key: BackupKey,
+    /// What opens it instead, once that is done: its key is being replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_key: Option<BackupKey>,
 }
 
 impl Place {
@@ -25,7 +28,13 @@ impl Place {
 
     /// Opens it.
     pub async fn open(&self) -> Result<Repository> {
-        Ok(Repository::open(self.store()?, &Secret::from_text(&self.key.0)?).await?)
+        let (store, key) = (self.store()?, Secret::from_text(&self.key.0)?);
+        match (Repository::open(store.clone(), &key).await, &self.next_key) {
+            (Err(sempre_backup::Error::WrongKey { .. }), Some(next)) => {
+                Ok(Repository::open(store, &Secret::from_text(&next.0)?).await?)
+            }
+            (opened, _) => Ok(opened?),
+        }
     }
 }
 

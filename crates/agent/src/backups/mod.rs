@@ -2,6 +2,7 @@
 //! backups that the record asks it for. The work itself is done by processes of their own.
 
 mod orders;
+mod rotate;
 mod worker;
 
 use crate::{
@@ -239,7 +240,7 @@ impl Keeper {
             place: place_of(record, name)?,
             full,
             threads: THREADS,
-            max_bytes_per_s: None,
+            max_bytes_per_s: Some(record.policy.backup_max_bytes_per_s).filter(|rate| *rate > 0),
             retention: retention(&record.policy),
         })
     }
@@ -304,7 +305,8 @@ pub(crate) fn fill(member: &MemberId, from: &str) -> Change {
 pub(crate) fn place_of(record: &Record, name: &str) -> Option<Place> {
     let known = record.backups.repositories.get(name)?;
     let (store, key) = (known.store.clone(), known.key.clone());
-    Some(Place { name: name.to_owned(), store, key })
+    let next_key = record.backups.next_keys.get(name).cloned();
+    Some(Place { name: name.to_owned(), store, key, next_key })
 }
 
 /// Whom a base backup is made of, unless it is said: a standby that has all, else the primary.

@@ -27,7 +27,7 @@ pub struct Orders {
     pub shown: watch::Receiver<Arc<Shown>>,
 }
 
-type Answer = Result<Value, ActionError>;
+pub(super) type Answer = Result<Value, ActionError>;
 
 impl Orders {
     /// Answers one request.
@@ -75,6 +75,7 @@ impl Orders {
             BackupRequest::Forget { repository, backup } => {
                 let opened = open(&place(record, which(record, repository.as_deref())?)?).await?;
                 opened.forget(&backup).await.map_err(unusable)?;
+                self.accepted(record, which(record, repository.as_deref())?, &backup).await?;
                 Ok(json!({"forgotten": backup}))
             }
             BackupRequest::Hold { repository, backup, release, reason } => {
@@ -84,6 +85,22 @@ impl Orders {
                     false => opened.hold(&backup, &reason).await.map_err(unusable)?,
                 }
                 Ok(json!({"backup": backup, "held": !release}))
+            }
+            BackupRequest::Accept { repository, backup } => {
+                let name = which(record, repository.as_deref())?;
+                let opened = open(&place(record, name)?).await?;
+                let backup = match opened.accept(&backup).await {
+                    // It was forgotten; its alarm is still told.
+                    Err(sempre_backup::Error::NoBackup { .. }) if told(record, name, &backup) => {
+                        backup
+                    }
+                    accepted => accepted.map_err(unusable)?,
+                };
+                self.accepted(record, name, &backup).await?;
+                Ok(json!({"accepted": backup}))
+            }
+            BackupRequest::RotateKey { repository } => {
+                self.rotate(record, which(record, repository.as_deref())?).await
             }
             BackupRequest::Prove { repository, outcome } => {
                 let version = self.propose(BackupChange::Prove { repository, outcome }).await?;
@@ -140,13 +157,28 @@ impl Orders {
         Ok(json!({"repository": name, "key_fingerprint": key.fingerprint(), "version": version}))
     }
 
-    async fn propose(&self, change: BackupChange) -> Result<u64, ActionError> {
+    /// The alarms of a backup are told no longer.
+    async fn accepted(&self, record: &Record, name: &str, backup: &str) -> Result<(), ActionError> {
+        if told(record, name, backup) {
+            let (repository, backup) = (name.to_owned(), backup.to_owned());
+            self.propose(BackupChange::Accept { repository, backup }).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn propose(&self, change: BackupChange) -> Result<u64, ActionError> {
         majority::there(&self.shown).await?;
         let change = Change::Backup(Box::new(change));
         let command = Command { at_unix_ms: clock::now_unix_ms(), change };
         let proposed = self.consensus.propose(command).await;
         proposed.map(|record| record.version).map_err(not_proposed)
     }
+}
+
+/// Does the record tell of an alarm of this backup?
+fn told(record: &Record, repository: &str, backup: &str) -> bool {
+    let alarms = record.backups.alarms.get(repository);
+    alarms.is_some_and(|alarms| alarms.iter().any(|alarm| alarm.backup == backup))
 }
 
 /// The repository of this name, or the only one.
@@ -168,13 +200,13 @@ fn which<'a>(record: &'a Record, name: Option<&str>) -> Result<&'a str, ActionEr
     })
 }
 
-fn place(record: &Record, name: &str) -> Result<Place, ActionError> {
+pub(super) fn place(record: &Record, name: &str) -> Result<Place, ActionError> {
     place_of(record, name).ok_or_else(|| {
         codes::UNKNOWN_REPOSITORY.error("nothing was done", format!("there is no `{name}`"))
     })
 }
 
-async fn open(place: &Place) -> Result<Repository, ActionError> {
+pub(super) async fn open(place: &Place) -> Result<Repository, ActionError> {
     place.open().await.map_err(|error| {
         codes::REPOSITORY
             .error(format!("repository {} is not usable", place.name), error.to_string())
@@ -192,16 +224,21 @@ async fn listing(place: &Place) -> Result<Listing, ActionError> {
         let segment_bytes = backups.last().map_or(16 << 20, |backup| backup.wal_segment_bytes);
         let coverage = Coverage::read(&opened, segment_bytes).await?;
         let held = opened.held().await?;
+        let accepted = opened.accepted().await?;
         let stored = opened.store.list("").await?.iter().map(|listed| listed.bytes).sum();
-        Ok::<_, sempre_recovery::Error>((backups, coverage, held, stored))
+        Ok::<_, sempre_recovery::Error>((backups, coverage, held, accepted, stored))
     };
-    let (backups, coverage, held, stored_bytes) = read.await.map_err(|error| {
+    let (backups, coverage, held, accepted, stored_bytes) = read.await.map_err(|error| {
         codes::REPOSITORY
             .error(format!("repository {} is not usable", place.name), error.to_string())
     })?;
     let windows = windows(&backups, &coverage, clock::now_unix_ms());
     let listed = |backup: sempre_backup::Backup| ListedBackup {
         held: held.contains(&backup.id),
+        accepted: accepted.contains(&backup.id),
+        rewritten_bytes: backup.stats.rewritten_bytes,
+        noise_bytes: backup.stats.noise_bytes,
+        alarms: backup.alarms.clone(),
         reach: coverage.reach_of(&backup),
         id: backup.id,
         parent: backup.parent,

@@ -41,6 +41,9 @@ pub(super) fn write(status: &Status, page: &mut Page) {
         let ended = all[n].ended.as_ref()?;
         Some(f64::from(u8::from(ended.outcome.is_err())))
     });
+    gauge("sempre_backup_alarms", "Backups with alarms that nobody has accepted.", &|n| {
+        Some(all[n].alarms.len() as f64)
+    });
     gauge("sempre_restore_proved_seconds", "How long the last proved restore took.", &|n| {
         Some(seconds(all[n].proved.as_ref()?.as_ref().ok()?.rto_ms))
     });

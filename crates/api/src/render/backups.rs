@@ -5,7 +5,7 @@ use super::{
     paint::{Paint, Tone},
 };
 use crate::{
-    backup::{Listing, Window},
+    backup::{ListedBackup, Listing, Window},
     units::{show_bytes, show_ms, show_time_short},
 };
 use comfy_table::{CellAlignment, Table, presets};
@@ -52,11 +52,7 @@ fn table(listing: &Listing, width: u16) -> String {
             show_bytes(backup.stored_bytes),
             show_ms(backup.took_ms),
             backup.reach.to_string(),
-            match (whole, backup.held) {
-                (false, _) => "WAL is missing".to_owned(),
-                (true, true) => "held".to_owned(),
-                (true, false) => String::new(),
-            },
+            note(backup, whole).to_owned(),
         ]);
     }
     for column in 2..=5 {
@@ -65,6 +61,16 @@ fn table(listing: &Listing, width: u16) -> String {
         }
     }
     table.trim_fmt()
+}
+
+/// What is to be known of a backup first.
+fn note(backup: &ListedBackup, whole: bool) -> &'static str {
+    match (whole, backup.alarms.is_empty() || backup.accepted, backup.held) {
+        (false, ..) => "WAL is missing",
+        (true, false, _) => "ALARM",
+        (true, true, true) => "held",
+        (true, true, false) => "",
+    }
 }
 
 /// A line of time: `█` can be restored to, `·` cannot, `▲` is a backup.
@@ -109,7 +115,6 @@ fn words(window: &Window) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backup::ListedBackup;
     use sempre_model::{Lsn, MemberId, Timeline};
 
     fn backup(at: u64, reach: u64) -> ListedBackup {
@@ -128,6 +133,10 @@ mod tests {
             stored_bytes: 300_000,
             took_ms: 4_321,
             held: at > 5_000_000,
+            rewritten_bytes: 0,
+            noise_bytes: 0,
+            alarms: Vec::new(),
+            accepted: false,
         }
     }
 
@@ -137,7 +146,12 @@ mod tests {
         let listing = Listing {
             repository: "main".into(),
             place: "/backup".into(),
-            backups: vec![backup(1_000_000, 3), backup(3_000_000, 1), backup(7_000_000, 9)],
+            backups: vec![
+                backup(1_000_000, 3),
+                backup(3_000_000, 1),
+                ListedBackup { alarms: vec!["odd".into()], ..backup(4_000_000, 4) },
+                backup(7_000_000, 9),
+            ],
             windows: vec![window(1_000_000, 4_000_000, false), window(7_000_000, 11_000_000, true)],
             stored_bytes: 3 << 30,
         };

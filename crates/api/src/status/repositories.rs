@@ -39,6 +39,8 @@ pub(super) fn repositories(snapshot: &Snapshot) -> Vec<RepositoryStatus> {
             newest_unix_ms: backups.newest_unix_ms.get(name).copied(),
             rpo_ms: archive.map(|(_, archive, age_ms)| archive.behind_ms.max(age_ms)),
             proved: backups.proved.get(name).cloned(),
+            alarms: backups.alarms.get(name).cloned().unwrap_or_default(),
+            key_is_replaced: backups.next_keys.contains_key(name),
         }
     };
     backups.repositories.iter().map(status).collect()
@@ -89,6 +91,25 @@ pub(super) fn oddities(
             ));
         }
         proof(policy.backup_rto_ms, repository, found);
+        care(repository, found);
+    }
+}
+
+fn care(repository: &RepositoryStatus, found: &mut Vec<Oddity>) {
+    let name = &repository.name;
+    for alarm in &repository.alarms {
+        found.push(odd(
+            format!("something is odd about backup {} in {name}", alarm.backup),
+            alarm.words.join("; "),
+            &format!("look into it before it is too late: the backup before it is kept. If all is well: `sempre backup accept {}`", alarm.backup),
+        ));
+    }
+    if repository.key_is_replaced {
+        found.push(odd(
+            format!("the key of repository {name} is being replaced"),
+            "that was begun, and is not finished: the old key or the new one opens it".to_owned(),
+            "`sempre backup key --rotate` goes on with it",
+        ));
     }
 }
 

@@ -4,7 +4,7 @@
 //! it might need stays, and the plan says so.
 
 use crate::{
-    names::{self, BACKUPS, FORGOTTEN, HELD, MARKS, PACKS, SEGMENTS, WRITERS},
+    names::{self, ACCEPTED, BACKUPS, FORGOTTEN, HELD, MARKS, PACKS, SEGMENTS, WRITERS},
     store::Listed,
     writer::LEASE,
 };
@@ -250,7 +250,8 @@ impl View {
         plan.backups = described.cloned().collect();
         let marks = self.marks.iter().filter(|l| {
             let id = names::owner(&l.key, MARKS);
-            id.is_some_and(|id| ends(id) && l.key == names::mark(id, FORGOTTEN))
+            let is_over = |id| [FORGOTTEN, ACCEPTED].iter().any(|m| l.key == names::mark(id, m));
+            id.is_some_and(|id| ends(id) && is_over(id))
         });
         plan.marks = marks.cloned().collect();
     }

@@ -8,7 +8,7 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 /// Monday, 2024-01-01 00:00 UTC.
 const MONDAY_MS: u64 = 1_704_067_200_000;
 
-fn backup(id: &str, ended_unix_ms: u64) -> Backup {
+pub(crate) fn backup(id: &str, ended_unix_ms: u64) -> Backup {
     Backup {
         id: id.to_owned(),
         parent: None,
@@ -27,6 +27,7 @@ fn backup(id: &str, ended_unix_ms: u64) -> Backup {
         sorted_segments: 0,
         late_segments: 0,
         stats: Stats::default(),
+        alarms: Vec::new(),
     }
 }
 

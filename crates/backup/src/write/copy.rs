@@ -6,7 +6,7 @@ use super::{
     packer::Packer,
 };
 use crate::{
-    Entry, Error, Result,
+    Entry, Error, Result, alarm,
     manifest::{Block, Stamp, What},
     source::{Source, SourceWhat, stamp},
 };
@@ -68,7 +68,8 @@ impl Copier {
                         What::File { bytes, stamp, blocks }
                     }
                     before => {
-                        let before = before.map(|(_, _, blocks)| blocks).unwrap_or_default();
+                        let before =
+                            before.map(|(bytes, _, blocks)| (bytes, blocks)).unwrap_or_default();
                         let copied = File::open(&from).and_then(|file| {
                             // The stamp from before reading: what is written meanwhile changes it.
                             let stamp = stamp(&file.metadata()?);
@@ -106,11 +107,11 @@ impl Copier {
         &mut self,
         file: File,
         limit: u64,
-        before: &[Block],
+        (before_bytes, before): &(u64, Vec<Block>),
         from: &std::path::Path,
     ) -> Result<(u64, Vec<Block>)> {
         let mut file = file.take(limit);
-        let (mut bytes, mut new_bytes, mut blocks) = (0, 0, Vec::new());
+        let (mut bytes, mut fresh, mut blocks) = (0, Fresh::default(), Vec::new());
         loop {
             if self.shared.is_stopped() {
                 self.shared.progress.check()?;
@@ -122,7 +123,8 @@ impl Copier {
             }
             let block = &self.buffer[..read];
             let id = self.shared.repository.block_id(block);
-            let known = before.get(blocks.len()).filter(|known| match known {
+            let there = before.get(blocks.len());
+            let known = there.filter(|known| match known {
                 Block::Stored { id: known, .. } => *known == id,
                 Block::Zero => false,
             });
@@ -131,9 +133,11 @@ impl Copier {
             } else if let Some(known) = known {
                 known.clone()
             } else {
-                new_bytes += read as u64;
-                let (pack, offset, bytes) = self.packer.push(block)?;
-                Block::Stored { id, pack, offset, bytes }
+                let (pack, offset, packed) = self.packer.push(block)?;
+                // The last block of what was before may have been a part of one.
+                let there = there.filter(|_| bytes + u64::from(BLOCK_BYTES) <= *before_bytes);
+                fresh.count(read, packed, there);
+                Block::Stored { id, pack, offset, bytes: packed }
             });
             bytes += read as u64;
             self.shared.progress.advance(read as u64);
@@ -143,7 +147,10 @@ impl Copier {
             stats.files += 1;
             stats.bytes += bytes;
             stats.read_bytes += bytes;
-            stats.new_bytes += new_bytes;
+            stats.new_bytes += fresh.bytes;
+            stats.rewritten_bytes += fresh.rewritten;
+            stats.noise_bytes += fresh.noise;
+            stats.turned_bytes += fresh.turned;
         });
         Ok((bytes, blocks))
     }
@@ -159,6 +166,32 @@ impl Copier {
             }
             thread::sleep(early.min(THROTTLE_STEP));
         }
+    }
+}
+
+/// Bytes of new blocks of a file, by what they are.
+#[derive(Default)]
+struct Fresh {
+    bytes: u64,
+    rewritten: u64,
+    noise: u64,
+    turned: u64,
+}
+
+impl Fresh {
+    /// `there` is what the parent has at the place, if it is as long.
+    fn count(&mut self, bytes: usize, packed: u32, there: Option<&Block>) {
+        let is_noise = alarm::is_noise(bytes, packed);
+        let packed_well = match there {
+            Some(Block::Stored { bytes: before, .. }) => {
+                self.rewritten += bytes as u64;
+                alarm::packs_well(bytes, *before)
+            }
+            _ => false,
+        };
+        self.bytes += bytes as u64;
+        self.noise += if is_noise { bytes as u64 } else { 0 };
+        self.turned += if is_noise && packed_well { bytes as u64 } else { 0 };
     }
 }
 

@@ -189,6 +189,7 @@ pub fn described(id: String, parent: Option<String>, now: u64, stats: Stats) -> 
         sorted_segments: 0,
         late_segments: 0,
         stats,
+        alarms: Vec::new(),
     }
 }
 

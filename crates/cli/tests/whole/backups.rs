@@ -8,19 +8,19 @@ use serde_json::Value;
 use std::{os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 /// A folder that every member can write to.
-fn shared_folder(cluster: &Cluster, name: &str) -> PathBuf {
+pub fn shared_folder(cluster: &Cluster, name: &str) -> PathBuf {
     let folder = cluster.folder.path().join(name);
     std::fs::create_dir(&folder).unwrap();
     std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777)).unwrap();
     folder
 }
 
-fn json(text: &str) -> Value {
+pub fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
 /// Waits until all that the primary has flushed is in the repository.
-fn archived(cluster: &Cluster) {
+pub fn archived(cluster: &Cluster) {
     let primary = cluster.last_change()["primary"].as_str().unwrap().to_owned();
     let end = "select pg_current_wal_flush_lsn() - '0/0'::pg_lsn";
     let end: u64 = query(&cluster.member(&primary).direct(), end).unwrap().parse().unwrap();

@@ -16,6 +16,7 @@ mod from_backup;
 mod hand_over;
 mod logical;
 mod measured;
+mod repositories;
 mod restarts;
 mod tags;
 mod warm;

@@ -99,6 +99,7 @@ pub async fn back_up(repository: &Repository, data: &Path) -> Result<Backup> {
         sorted_segments,
         late_segments,
         stats,
+        alarms: Vec::new(),
     };
     Ok(writing.publish(backup).await?)
 }

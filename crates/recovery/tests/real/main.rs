@@ -1,6 +1,7 @@
 //! Against real PostgreSQL servers. As root, all of it runs as system user `postgres`.
 
 mod filling;
+mod alarms;
 mod instant;
 mod moments;
 mod rig;
