@@ -167,6 +167,9 @@ pub struct ListedBackup {
     /// Of the new bytes, those that hardly pack: encrypted, or compressed already.
     #[serde(default)]
     pub noise_bytes: u64,
+    /// Pages whose checksums were verified.
+    #[serde(default)]
+    pub checked_pages: u64,
     /// What is odd about it.
     #[serde(default)]
     pub alarms: Vec<String>,

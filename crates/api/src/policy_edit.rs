@@ -184,6 +184,11 @@ pub const KEYS: &[Key] = &[
         "Backups: the most that a base backup reads, a second; 0: no limit.",
     ),
     key(
+        "backup_refuse_wrong_pages",
+        Unit::Flag,
+        "Backups: none is made of a database with pages whose checksums are wrong. Else it is made, with an alarm.",
+    ),
+    key(
         "backup_keep_last",
         Unit::Count,
         "Backups: so many of the newest are kept. With none of these rules, all are.",

@@ -30,7 +30,7 @@ impl Repository {
             match self.outcome(id).await {
                 Ok(Outcome::Published(backup)) => catalog.backups.push(*backup),
                 // Given up; or forgotten meanwhile and already removed.
-                Ok(Outcome::Revoked(_)) | Err(Error::Missing { .. }) => {}
+                Ok(Outcome::Revoked(_) | Outcome::Adopted(_)) | Err(Error::Missing { .. }) => {}
                 Err(error @ (Error::Damaged { .. } | Error::Format { .. })) => {
                     catalog.unreadable.insert(id.to_owned(), error);
                 }

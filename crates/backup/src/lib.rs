@@ -1,5 +1,6 @@
 //! The backup repository: what is kept, in which form, and how it is brought back.
 
+mod adopt;
 mod alarm;
 mod catalog;
 mod collect;
@@ -21,6 +22,7 @@ mod wal;
 mod write;
 mod writer;
 
+pub use adopt::Adopted;
 pub use alarm::{COMPARED, alarms};
 pub use catalog::Catalog;
 pub use collect::{Plan, Silent};
@@ -35,5 +37,5 @@ pub use source::{CONTROL_FILE, Source, SourceWhat, list};
 pub use store::{Append, Folder, Listed, Patience, S3, S3Config, Store};
 pub use verify::{Damage, Harm, Verified, VerifyOptions};
 pub use wal::{Fetched, Piece, SegmentName, WalList, WalWriter, segment_name};
-pub use write::{BLOCK_BYTES, Options, Writing};
+pub use write::{BLOCK_BYTES, Options, Writing, WrongPages};
 pub use writer::{LEASE, Writer};

@@ -73,6 +73,15 @@ pub struct Stats {
     /// Of these, those at whose place the parent has blocks that pack well.
     #[serde(default)]
     pub turned_bytes: u64,
+    /// Of the new bytes, those that a dead attempt had stored already.
+    #[serde(default)]
+    pub adopted_bytes: u64,
+    /// Pages whose checksums were verified.
+    #[serde(default)]
+    pub checked_pages: u64,
+    /// Pages among them that are wrong.
+    #[serde(default)]
+    pub wrong_pages: u64,
     /// What the new bytes came to in the repository.
     pub stored_bytes: u64,
     /// How long it took, ms.
@@ -88,6 +97,8 @@ pub enum Outcome {
     Published(Box<Backup>),
     /// It was given up, at this time, ms since 1970.
     Revoked(u64),
+    /// It is dead, and another attempt goes on with what it stored: this one's.
+    Adopted(String),
 }
 
 /// A pack: the backup that wrote it, and its number there.

@@ -6,7 +6,7 @@
 //! exactly one of the two succeeds, whatever the clocks say and however long a writer was paused.
 
 use crate::{
-    Backup, Error, Repository, Result,
+    Adopted, Backup, Error, Repository, Result,
     names::{self, BACKUPS, FORGOTTEN},
     seal::Kind,
 };
@@ -24,6 +24,9 @@ const BEAT: Duration = Duration::from_secs(10 * 60);
 pub(crate) struct Announcement {
     /// Whose blocks it may refer to.
     pub(crate) parent: Option<String>,
+    /// Who makes one backup at a time: what its next attempt finds without an outcome is dead.
+    #[serde(default)]
+    pub(crate) owner: Option<String>,
 }
 
 /// A writer that has been announced.
@@ -31,6 +34,7 @@ pub struct Writer {
     pub(crate) repository: Repository,
     pub(crate) id: String,
     pub(crate) parent: Option<Backup>,
+    pub(crate) adopted: Adopted,
     /// Gives signs of life until it is dropped.
     beats: JoinHandle<()>,
 }
@@ -44,12 +48,23 @@ impl Drop for Writer {
 impl Writer {
     /// Announces a writer. Its parent is the newest backup, if `parent` says so.
     pub async fn announce(repository: &Repository, now_unix_ms: u64, parent: bool) -> Result<Self> {
+        Self::announce_of(repository, now_unix_ms, parent, None).await
+    }
+
+    /// The same; it goes on where a dead attempt of this owner stopped, who makes one backup at a time.
+    pub async fn announce_of(
+        repository: &Repository,
+        now_unix_ms: u64,
+        parent: bool,
+        owner: Option<&str>,
+    ) -> Result<Self> {
         let id = new_id(now_unix_ms);
         let mut newest = None;
         if parent {
             newest = repository.backups().await?.into_iter().next_back();
         }
-        let announcement = Announcement { parent: newest.as_ref().map(|b| b.id.clone()) };
+        let parent = newest.as_ref().map(|b| b.id.clone());
+        let announcement = Announcement { parent, owner: owner.map(str::to_owned) };
         repository.put(Kind::Writer, &names::writer(&id, 0), &announcement).await?;
         repository.store.barrier().await?;
         if let Some(parent) = &newest {
@@ -61,8 +76,12 @@ impl Writer {
                 newest = None;
             }
         }
+        let adopted = match owner {
+            Some(owner) => Adopted::take(repository, &id, owner).await?,
+            None => Adopted::default(),
+        };
         let beats = tokio::spawn(beat(repository.clone(), id.clone(), announcement));
-        Ok(Self { repository: repository.clone(), id, parent: newest, beats })
+        Ok(Self { repository: repository.clone(), id, parent: newest, adopted, beats })
     }
 
     /// The backup it is compared with.

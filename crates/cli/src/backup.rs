@@ -300,6 +300,7 @@ fn describe(place: &Listing, backup: &ListedBackup) -> String {
         ),
         ("in place", format!("{} of others", show_bytes(backup.rewritten_bytes))),
         ("hardly packs", show_bytes(backup.noise_bytes)),
+        ("pages", format!("{} verified", backup.checked_pages)),
         ("held", if backup.held { "yes" } else { "no" }.to_owned()),
     ];
     let accepted = if backup.accepted { " (accepted)" } else { "" };

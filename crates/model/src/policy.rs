@@ -102,6 +102,8 @@ pub struct Policy {
     pub backup_interval_ms: u64,
     /// The most that a base backup reads, bytes a second; 0: no limit.
     pub backup_max_bytes_per_s: u64,
+    /// No base backup is made of a database with pages whose checksums are wrong.
+    pub backup_refuse_wrong_pages: bool,
     /// The newest backups that are kept.
     pub backup_keep_last: u32,
     /// Of so many hours the newest backup is kept.
@@ -156,6 +158,7 @@ impl Default for Policy {
             logical_slots: true,
             backup_interval_ms: 0,
             backup_max_bytes_per_s: 0,
+            backup_refuse_wrong_pages: false,
             backup_keep_last: 0,
             backup_keep_hourly: 0,
             backup_keep_daily: 0,

@@ -70,6 +70,10 @@ pub struct ControlData {
     pub min_recovery_timeline: Timeline,
     /// Does every page have a checksum?
     pub data_checksums: bool,
+    /// Bytes of a data page.
+    pub page_bytes: u64,
+    /// Pages of a segment of a large relation.
+    pub segment_pages: u64,
     /// Is a full page written to WAL before a hint bit changes it (rewinding needs this or
     /// checksums)?
     pub wal_log_hints: bool,
@@ -135,6 +139,8 @@ impl FromStr for ControlData {
             min_recovery_lsn: lsn("Minimum recovery ending location")?,
             min_recovery_timeline: timeline("Min recovery ending loc's timeline")?,
             data_checksums: number("Data page checksum version")? != 0,
+            page_bytes: sizes("Database block size", 1 << 16)?,
+            segment_pages: number("Blocks per segment of large relation")?,
             wal_log_hints: field("wal_log_hints setting")? == "on",
             wal_segment_bytes: sizes("Bytes per WAL segment", 1 << 30)?,
             wal_block_bytes: sizes("WAL block size", 1 << 16)?,
@@ -198,6 +204,8 @@ max_worker_processes setting:         8
 max_wal_senders setting:              10
 max_prepared_xacts setting:           0
 max_locks_per_xact setting:           64
+Database block size:                  8192
+Blocks per segment of large relation: 131072
 WAL block size:                       8192
 Bytes per WAL segment:                16777216
 Data page checksum version:           1

@@ -352,6 +352,8 @@ mod tests {
             min_recovery_lsn: Lsn(0x100_0100),
             min_recovery_timeline: Timeline(1),
             data_checksums: true,
+            page_bytes: 8192,
+            segment_pages: 131_072,
             wal_log_hints: true,
             wal_segment_bytes: 16 << 20,
             wal_block_bytes: 8192,

@@ -17,6 +17,8 @@ use std::{
 const WAL_WITHIN: Duration = Duration::from_secs(120);
 /// How often that is looked at.
 const WAL_POLL: Duration = Duration::from_millis(300);
+/// Pages of other sizes are not verified.
+const PAGE_BYTES: u64 = 8192;
 /// Tries to read the control file while the server writes it.
 const CONTROL_TRIES: usize = 100;
 
@@ -29,10 +31,14 @@ pub struct BaseBackup<'a> {
     pub admin_password: &'a str,
     /// Where to.
     pub repository: &'a Repository,
+    /// Who makes one backup at a time there: what dead attempts of theirs left is gone on with.
+    pub owner: &'a str,
     /// How the files are copied.
     pub options: Options,
     /// Compare with nothing: everything is stored anew.
     pub full: bool,
+    /// Make none when pages have wrong checksums.
+    pub refuse_wrong_pages: bool,
 }
 
 /// Makes a base backup of a running server, primary or standby. Its WAL must be on its way into the
@@ -43,10 +49,14 @@ pub async fn back_up(task: &BaseBackup<'_>, progress: Arc<Progress>) -> Result<B
     let session = instance.session(admin_password).await?;
     let control = instance.control_data()?;
     repository.expect_cluster(instance.me.as_str(), control.system_identifier)?;
-    let writer = Writer::announce(repository, began_unix_ms, !task.full).await?;
+    let writer =
+        Writer::announce_of(repository, began_unix_ms, !task.full, Some(task.owner)).await?;
     let parent = writer.parent().cloned();
     let mut options = task.options.clone();
     options.trust_stamps &= parent.as_ref().is_some_and(|p| p.member == instance.me);
+    if control.data_checksums && control.page_bytes == PAGE_BYTES {
+        options.segment_pages = u32::try_from(control.segment_pages).unwrap_or(0);
+    }
     let mut writing = Writing::begin(writer, options, progress.clone());
     let begun = session.begin_backup(&format!("sempre {}", writing.id())).await?;
 
@@ -67,8 +77,15 @@ pub async fn back_up(task: &BaseBackup<'_>, progress: Arc<Progress>) -> Result<B
 
     wait_for_wal(repository, control.wal_segment_bytes, ended.timeline, begun.start, ended.stop)
         .await?;
-    let stats = writing.stats();
-    let alarms = alarms(repository, &stats).await?;
+    let wrong = writing.wrong_pages(begun.start, ended.stop);
+    let stats = Stats { wrong_pages: wrong.pages, ..writing.stats() };
+    let mut alarms = alarms(repository, &stats).await?;
+    if wrong.pages > 0 {
+        if task.refuse_wrong_pages {
+            return Err(Error::WrongPages(wrong.to_string()));
+        }
+        alarms.insert(0, wrong.to_string());
+    }
     let backup = Backup {
         id: writing.id().to_owned(),
         parent: parent.map(|p| p.id),

@@ -51,6 +51,11 @@ pub enum Error {
         /// How long it was waited for.
         seconds: u64,
     },
+    /// The database is damaged.
+    #[error(
+        "{0}: the policy wants no backup then (backup_refuse_wrong_pages). Find out what damaged them; the backups before are untouched"
+    )]
+    WrongPages(String),
     /// It cannot be restored to this.
     #[error("{0}")]
     Unreachable(String),

@@ -44,12 +44,16 @@ pub enum Job {
         admin_password: String,
         /// Where to.
         place: Place,
+        /// Who makes one backup at a time there.
+        owner: String,
         /// Compare with nothing.
         full: bool,
         /// Files at a time.
         threads: usize,
         /// The most that is read, bytes a second.
         max_bytes_per_s: Option<u64>,
+        /// Make none when pages have wrong checksums.
+        refuse_wrong_pages: bool,
         /// What is kept once it is made.
         retention: Retention,
     },
@@ -107,23 +111,33 @@ impl Job {
                 instance,
                 admin_password,
                 place,
+                owner,
                 full,
                 threads,
                 max_bytes_per_s,
+                refuse_wrong_pages,
                 retention,
             } => {
                 let repository = place.open().await?;
                 let options = Options { threads, max_bytes_per_s, ..Options::default() };
                 let (instance, admin_password) = (&*instance, admin_password.as_str());
-                let task =
-                    BaseBackup { instance, admin_password, repository: &repository, options, full };
+                let repository = &repository;
+                let task = BaseBackup {
+                    instance,
+                    admin_password,
+                    repository,
+                    owner: &owner,
+                    options,
+                    full,
+                    refuse_wrong_pages,
+                };
                 let progress = Arc::new(Progress::default());
                 let telling = tokio::spawn(tell(progress.clone(), say));
                 let made = back_up(&task, progress).await;
                 telling.abort();
                 let made = made?;
                 // What is too much goes. Should that fail, it goes after the next one.
-                if let Err(error) = prune(&repository, &retention).await {
+                if let Err(error) = prune(repository, &retention).await {
                     tracing::warn!("what retention does not keep is still there: {error}");
                 }
                 Ok(Worked::Backup(BackupMade {

@@ -238,9 +238,11 @@ impl Keeper {
             instance: Box::new(self.executor.instance.clone()),
             admin_password: cluster.secrets.admin.clone(),
             place: place_of(record, name)?,
+            owner: format!("{}/{}", cluster.id, self.executor.instance.me),
             full,
             threads: THREADS,
             max_bytes_per_s: Some(record.policy.backup_max_bytes_per_s).filter(|rate| *rate > 0),
+            refuse_wrong_pages: record.policy.backup_refuse_wrong_pages,
             retention: retention(&record.policy),
         })
     }

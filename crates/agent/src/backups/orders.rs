@@ -238,6 +238,7 @@ async fn listing(place: &Place) -> Result<Listing, ActionError> {
         accepted: accepted.contains(&backup.id),
         rewritten_bytes: backup.stats.rewritten_bytes,
         noise_bytes: backup.stats.noise_bytes,
+        checked_pages: backup.stats.checked_pages,
         alarms: backup.alarms.clone(),
         reach: coverage.reach_of(&backup),
         id: backup.id,

@@ -135,6 +135,7 @@ mod tests {
             held: at > 5_000_000,
             rewritten_bytes: 0,
             noise_bytes: 0,
+            checked_pages: 0,
             alarms: Vec::new(),
             accepted: false,
         }

@@ -101,7 +101,10 @@ fn care(repository: &RepositoryStatus, found: &mut Vec<Oddity>) {
         found.push(odd(
             format!("something is odd about backup {} in {name}", alarm.backup),
             alarm.words.join("; "),
-            &format!("look into it before it is too late: the backup before it is kept. If all is well: `sempre backup accept {}`", alarm.backup),
+            format!(
+                "look into it before it is too late: the backup before it is kept. If all is well: `sempre backup accept {}`",
+                alarm.backup
+            ),
         ));
     }
     if repository.key_is_replaced {

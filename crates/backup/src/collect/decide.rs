@@ -18,6 +18,8 @@ pub(super) enum Fate {
     Published(u32),
     /// It was given up.
     Revoked,
+    /// This one goes on with what it stored.
+    Adopted(String),
     /// One of both: its object cannot be read, and this is why.
     Unreadable(String),
 }
@@ -36,6 +38,8 @@ pub(super) struct View {
     pub(super) leftovers: Vec<Listed>,
     /// Of what is in `backups`.
     pub(super) fates: BTreeMap<String, Fate>,
+    /// Who took over from a dead attempt, and was announced after `writers` was listed.
+    pub(super) late: BTreeSet<String>,
     /// Parents of writers without an outcome; or why they are not known.
     pub(super) parents: BTreeMap<String, Result<Option<String>, String>>,
 }
@@ -165,7 +169,7 @@ impl View {
                 Some(Fate::Published(count)) => {
                     roots.segments.extend((0..*count).map(|number| names::segment(id, number)));
                 }
-                Some(Fate::Revoked) => {}
+                Some(Fate::Revoked | Fate::Adopted(_)) => {}
                 Some(Fate::Unreadable(why)) => roots.unknown.push(why.clone()),
                 // A parent that was forgotten before its writer was announced is being removed:
                 // the writer does not use it. What is left of it stays, all the same.
@@ -183,7 +187,7 @@ impl View {
     pub(super) fn has_candidates(&self) -> bool {
         let (live, forgotten, parents) = (self.live(), self.forgotten(), self.parents());
         let is_root = |id: &str| match self.fates.get(id) {
-            Some(Fate::Revoked) | None => false,
+            Some(Fate::Revoked | Fate::Adopted(_)) | None => false,
             Some(_) => !forgotten.contains(id) || parents.contains(id),
         };
         let owners = self.packs.iter().filter_map(|l| names::owner(&l.key, PACKS));
@@ -206,8 +210,9 @@ impl View {
             Ok(needed) => {
                 let goes = |l: &&Listed| {
                     let id = self.known_form(l, PACKS);
-                    id.is_some_and(|id| !live.contains(id) && self.is_settled(id, l))
-                        && !needed.contains(&l.key)
+                    id.is_some_and(|id| {
+                        !live.contains(id) && self.is_settled(id, l) && !self.is_lent(id)
+                    }) && !needed.contains(&l.key)
                 };
                 plan.packs = self.packs.iter().filter(goes).cloned().collect();
             }
@@ -225,6 +230,7 @@ impl View {
         let goes = |l: &Listed, id: &str| {
             let dead = match self.fates.get(id) {
                 Some(Fate::Revoked) => true,
+                Some(Fate::Adopted(_)) => !self.is_lent(id),
                 Some(_) => false,
                 // Its announcement is gone, as is its outcome.
                 None => {
@@ -254,6 +260,32 @@ impl View {
             id.is_some_and(|id| ends(id) && is_over(id))
         });
         plan.marks = marks.cloned().collect();
+    }
+
+    /// Attempts that took over from dead ones, and of which nothing else is known.
+    pub(super) fn unknown_adopters(&self) -> BTreeSet<String> {
+        let signs = self.signs();
+        let adopters = self.fates.values().filter_map(|fate| match fate {
+            Fate::Adopted(by) => Some(by),
+            _ => None,
+        });
+        let unknown =
+            |by: &&String| !self.fates.contains_key(*by) && !signs.contains_key(by.as_str());
+        adopters.filter(unknown).cloned().collect()
+    }
+
+    /// Does an attempt that may still publish go on with what this one stored?
+    fn is_lent(&self, id: &str) -> bool {
+        let (live, mut id) = (self.live(), id);
+        // Each attempt takes over from older ones: this ends, unless somebody made a circle.
+        for _ in 0..=self.fates.len() {
+            let Some(Fate::Adopted(by)) = self.fates.get(id) else { return false };
+            if live.contains(by.as_str()) || self.late.contains(by) {
+                return true;
+            }
+            id = by;
+        }
+        true
     }
 
     /// An object whose owner left no trace may be of a writer whose announcement was lost: it is

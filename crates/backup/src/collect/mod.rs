@@ -16,6 +16,9 @@
 //! - A writer that published between the two lists is a root by its outcome. So is one that published
 //!   instead of being revoked.
 //!
+//! - What an attempt took over from a dead one ([`crate::Adopted`]) stays while that attempt is live. One that the
+//!   list of writers does not have is looked for again: it was announced before it took over. Then its packs are as anybody's: needed by a backup, or not.
+//!
 //! A mark is deleted last, when everything else is gone for good: after a crash nothing looks whole.
 //!
 //! Limits. A restore of a backup that is forgotten meanwhile fails, loudly, when its blocks go: hold it
@@ -69,6 +72,7 @@ impl Repository {
                 revoked.push(writer);
             }
         }
+        self.note_late(&mut view).await?;
         // Before anything goes, nobody can publish with it any more.
         self.store.barrier().await?;
         let plan = self.decide(&view, revoked).await?;
@@ -124,7 +128,19 @@ impl Repository {
             let parent = said.map(|said| said.parent).map_err(|error| error.to_string());
             view.parents.insert(id.to_owned(), parent);
         }
+        self.note_late(&mut view).await?;
         Ok(view)
+    }
+
+    /// Who takes over was announced before: those that the list of writers does not have are there now, or
+    /// are over and gone.
+    async fn note_late(&self, view: &mut View) -> Result<()> {
+        for by in view.unknown_adopters() {
+            if !self.store.list(&format!("{WRITERS}{by}/")).await?.is_empty() {
+                view.late.insert(by);
+            }
+        }
+        Ok(())
     }
 
     /// What became of a writer. A store that fails is an error; what it holds being damaged is not.
@@ -134,6 +150,7 @@ impl Repository {
                 Ok(Fate::Published(backup.sorted_segments.saturating_add(backup.late_segments)))
             }
             Ok(Outcome::Revoked(_)) => Ok(Fate::Revoked),
+            Ok(Outcome::Adopted(by)) => Ok(Fate::Adopted(by)),
             Err(error @ (Error::Damaged { .. } | Error::Format { .. })) => {
                 Ok(Fate::Unreadable(error.to_string()))
             }

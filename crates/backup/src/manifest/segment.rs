@@ -173,16 +173,21 @@ fn decoded<T: DeserializeOwned>(name: &str, content: &[u8]) -> Result<T> {
 /// Reads the sorted entries of a backup one after the other, for comparing.
 pub(crate) struct Files {
     repository: Repository,
-    backup: Backup,
-    next_segment: u32,
+    backup: String,
+    segments: std::vec::IntoIter<u32>,
     entries: std::vec::IntoIter<Entry>,
     ahead: Option<Entry>,
 }
 
 impl Files {
-    pub(crate) fn of(repository: Repository, backup: Backup) -> Self {
-        let entries = Vec::new().into_iter();
-        Self { repository, backup, next_segment: 0, entries, ahead: None }
+    pub(crate) fn of(repository: Repository, backup: &Backup) -> Self {
+        Self::listed(repository, &backup.id, (0..backup.sorted_segments).collect())
+    }
+
+    /// Of these segments of a backup, or of an attempt at one.
+    pub(crate) fn listed(repository: Repository, backup: &str, segments: Vec<u32>) -> Self {
+        let (segments, entries) = (segments.into_iter(), Vec::new().into_iter());
+        Self { repository, backup: backup.to_owned(), segments, entries, ahead: None }
     }
 
     /// The entry of this path. Paths are asked for in their order.
@@ -195,10 +200,9 @@ impl Files {
             }
             if let Some(entry) = self.entries.next() {
                 self.ahead = Some(entry);
-            } else if self.next_segment < self.backup.sorted_segments {
-                let segment = self.repository.segment(&self.backup.id, self.next_segment).await?;
+            } else if let Some(number) = self.segments.next() {
+                let segment = self.repository.segment(&self.backup, number).await?;
                 self.entries = segment.entries.into_iter();
-                self.next_segment += 1;
             } else {
                 self.ahead = None;
                 return Ok(None);

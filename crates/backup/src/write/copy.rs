@@ -4,6 +4,7 @@ use super::{
     BLOCK_BYTES, Shared,
     order::{Job, Jobs, Order},
     packer::Packer,
+    pages::Pages,
 };
 use crate::{
     Entry, Error, Result, alarm,
@@ -41,14 +42,15 @@ impl Copier {
                 return Ok(());
             }
             let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).next(&self.shared)?;
-            let Some(Job { number, source, before }) = next else { break };
-            order.done(number, self.entry(source, before)?)?;
+            let Some(job) = next else { break };
+            order.done(job.number, self.entry(job)?)?;
         }
         self.packer.close()
     }
 
     /// Copies one entry; none if it went away.
-    fn entry(&mut self, source: Source, before: Option<Entry>) -> Result<Option<Entry>> {
+    fn entry(&mut self, job: Job) -> Result<Option<Entry>> {
+        let Job { source, before, attempt, .. } = job;
         let Source { path, from, mode, what } = source;
         let what = match what {
             SourceWhat::Dir => What::Dir,
@@ -68,8 +70,13 @@ impl Copier {
                         What::File { bytes, stamp, blocks }
                     }
                     before => {
-                        let before =
+                        let (before_bytes, before) =
                             before.map(|(bytes, _, blocks)| (bytes, blocks)).unwrap_or_default();
+                        let attempt = match attempt.map(|entry| entry.what) {
+                            Some(What::File { blocks, .. }) => blocks,
+                            _ => Vec::new(),
+                        };
+                        let before = Before { bytes: before_bytes, blocks: before, attempt };
                         let copied = File::open(&from).and_then(|file| {
                             // The stamp from before reading: what is written meanwhile changes it.
                             let stamp = stamp(&file.metadata()?);
@@ -81,7 +88,7 @@ impl Copier {
                             }
                             opened => opened.map_err(Error::io("open", &from))?,
                         };
-                        let (bytes, blocks) = self.file(file, bytes, &before, &from)?;
+                        let (bytes, blocks) = self.file(file, bytes, &before, &from, &path)?;
                         What::File { bytes, stamp, blocks }
                     }
                 }
@@ -107,10 +114,13 @@ impl Copier {
         &mut self,
         file: File,
         limit: u64,
-        (before_bytes, before): &(u64, Vec<Block>),
+        before: &Before,
         from: &std::path::Path,
+        path: &str,
     ) -> Result<(u64, Vec<Block>)> {
         let mut file = file.take(limit);
+        let segment_pages = self.shared.options.segment_pages;
+        let mut pages = if segment_pages > 0 { Pages::of(path, segment_pages) } else { None };
         let (mut bytes, mut fresh, mut blocks) = (0, Fresh::default(), Vec::new());
         loop {
             if self.shared.is_stopped() {
@@ -122,20 +132,29 @@ impl Copier {
                 break;
             }
             let block = &self.buffer[..read];
+            if let Some(pages) = &mut pages {
+                pages.look(bytes, block);
+            }
             let id = self.shared.repository.block_id(block);
-            let there = before.get(blocks.len());
-            let known = there.filter(|known| match known {
-                Block::Stored { id: known, .. } => *known == id,
-                Block::Zero => false,
-            });
+            let there = before.blocks.get(blocks.len());
+            let is_it = |known: &&Block| matches!(known, Block::Stored { id: of, .. } if *of == id);
+            let known = there.filter(is_it);
+            let stored = before.attempt.get(blocks.len()).filter(is_it);
+            let stored = stored.filter(|stored| self.is_adopted(stored));
             blocks.push(if is_zero(block) {
                 Block::Zero
             } else if let Some(known) = known {
                 known.clone()
             } else {
-                let (pack, offset, packed) = self.packer.push(block)?;
+                let (pack, offset, packed) = match stored {
+                    Some(Block::Stored { pack, offset, bytes, .. }) => {
+                        fresh.adopted += read as u64;
+                        (pack.clone(), *offset, *bytes)
+                    }
+                    _ => self.packer.push(block)?,
+                };
                 // The last block of what was before may have been a part of one.
-                let there = there.filter(|_| bytes + u64::from(BLOCK_BYTES) <= *before_bytes);
+                let there = there.filter(|_| bytes + u64::from(BLOCK_BYTES) <= before.bytes);
                 fresh.count(read, packed, there);
                 Block::Stored { id, pack, offset, bytes: packed }
             });
@@ -143,16 +162,27 @@ impl Copier {
             self.shared.progress.advance(read as u64);
             self.throttle(read as u64);
         }
+        let checked = pages.as_ref().map_or(0, |pages| pages.checked);
+        if let Some(pages) = pages {
+            pages.finish(file.get_ref(), &self.shared.doubts).map_err(Error::io("read", from))?;
+        }
         self.shared.count(|stats| {
             stats.files += 1;
             stats.bytes += bytes;
             stats.read_bytes += bytes;
+            stats.checked_pages += checked;
             stats.new_bytes += fresh.bytes;
             stats.rewritten_bytes += fresh.rewritten;
             stats.noise_bytes += fresh.noise;
             stats.turned_bytes += fresh.turned;
+            stats.adopted_bytes += fresh.adopted;
         });
         Ok((bytes, blocks))
+    }
+
+    /// Is it in a pack that was taken over?
+    fn is_adopted(&self, block: &Block) -> bool {
+        matches!(block, Block::Stored { pack, .. } if self.shared.adopted.has(pack))
     }
 
     fn throttle(&self, bytes: u64) {
@@ -169,6 +199,15 @@ impl Copier {
     }
 }
 
+/// What is there of a file.
+struct Before {
+    /// In the parent.
+    bytes: u64,
+    blocks: Vec<Block>,
+    /// In a dead attempt.
+    attempt: Vec<Block>,
+}
+
 /// Bytes of new blocks of a file, by what they are.
 #[derive(Default)]
 struct Fresh {
@@ -176,6 +215,7 @@ struct Fresh {
     rewritten: u64,
     noise: u64,
     turned: u64,
+    adopted: u64,
 }
 
 impl Fresh {

@@ -7,9 +7,10 @@
 mod copy;
 mod order;
 mod packer;
+mod pages;
 
 use crate::{
-    Backup, Error, Repository, Result,
+    Adopted, Backup, Error, Repository, Result,
     manifest::{Files, Outcome, SegmentBuilder, Stats},
     names,
     progress::Progress,
@@ -20,18 +21,24 @@ use crate::{
 use copy::Copier;
 use order::{Jobs, Order};
 use packer::Uploads;
+use pages::Doubts;
+pub use pages::WrongPages;
+use sempre_model::Lsn;
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::runtime::Handle;
 
 /// Bytes of a block. Relation pages do not shift, so that blocks of a fixed size find again what
 /// is unchanged; smaller ones find more of it, and cost more entries.
 pub const BLOCK_BYTES: u32 = 128 << 10;
+
+/// What an attempt that dies has done in vain, at the most.
+const SAVE_EVERY: Duration = Duration::from_secs(60);
 
 /// How a backup is written.
 #[derive(Clone, Debug)]
@@ -45,11 +52,22 @@ pub struct Options {
     /// Trust that a file with the parent's stamp has not changed. Only on the member that the
     /// parent was made of.
     pub trust_stamps: bool,
+    /// Verify the checksums of pages, of which a relation's segment has so many; 0: they have none.
+    pub segment_pages: u32,
+    /// So often what was done is saved for the next attempt.
+    pub save_every: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { threads: 2, level: 1, max_bytes_per_s: None, trust_stamps: true }
+        Self {
+            threads: 2,
+            level: 1,
+            max_bytes_per_s: None,
+            trust_stamps: true,
+            segment_pages: 0,
+            save_every: SAVE_EVERY,
+        }
     }
 }
 
@@ -59,12 +77,14 @@ struct Shared {
     id: Arc<str>,
     options: Options,
     parent: Option<Backup>,
+    adopted: Adopted,
     progress: Arc<Progress>,
     uploads: Uploads,
     next_pack: AtomicU32,
     /// Somebody failed: everybody stops.
     stopped: AtomicBool,
     stats: Mutex<Stats>,
+    doubts: Doubts,
     began: Instant,
     runtime: Handle,
 }
@@ -84,11 +104,13 @@ impl Writing {
             id: writer.id.as_str().into(),
             options,
             parent: writer.parent.clone(),
+            adopted: writer.adopted.clone(),
             progress,
             uploads: Uploads::new(repository.store.clone(), Handle::current()),
             next_pack: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
             stats: Mutex::default(),
+            doubts: Doubts::default(),
             began: Instant::now(),
             runtime: Handle::current(),
             repository,
@@ -116,6 +138,11 @@ impl Writing {
         let mut stats = *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
         stats.took_ms = u64::try_from(self.shared.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         stats
+    }
+
+    /// Pages with wrong checksums that the WAL between `start` and `stop` does not restore.
+    pub fn wrong_pages(&self, start: Lsn, stop: Lsn) -> WrongPages {
+        self.shared.doubts.judged(start, stop)
     }
 
     /// Publishes it: from now on it can be restored. Everything it refers to is durable by then.
@@ -147,8 +174,9 @@ impl Writing {
 }
 
 fn copy_all(shared: &Arc<Shared>, sources: Vec<Source>, first_segment: u32) -> Result<u32> {
-    let parent = shared.parent.clone().map(|p| Files::of(shared.repository.clone(), p));
-    let jobs = Mutex::new(Jobs::new(sources, parent));
+    let parent = shared.parent.as_ref().map(|p| Files::of(shared.repository.clone(), p));
+    let attempt = shared.adopted.files(&shared.repository);
+    let jobs = Mutex::new(Jobs::new(sources, parent, attempt));
     let order = Order::new(shared.clone(), first_segment);
     let failure = Mutex::new(None);
     std::thread::scope(|scope| {

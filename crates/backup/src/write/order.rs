@@ -9,6 +9,7 @@ use crate::{
 use std::{
     collections::BTreeMap,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 /// Files that may be done before an earlier one is, and blocks of theirs.
@@ -19,6 +20,8 @@ const AHEAD_BLOCKS: usize = 400_000;
 pub(super) struct Jobs {
     sources: std::iter::Enumerate<std::vec::IntoIter<Source>>,
     parent: Option<Files>,
+    /// What a dead attempt had listed.
+    attempt: Option<Files>,
 }
 
 /// One file to be copied.
@@ -27,29 +30,35 @@ pub(super) struct Job {
     pub(super) source: Source,
     /// What the parent has at its place.
     pub(super) before: Option<Entry>,
+    /// What a dead attempt has.
+    pub(super) attempt: Option<Entry>,
 }
 
 impl Jobs {
-    pub(super) fn new(sources: Vec<Source>, parent: Option<Files>) -> Self {
-        Self { sources: sources.into_iter().enumerate(), parent }
+    pub(super) fn new(sources: Vec<Source>, parent: Option<Files>, attempt: Option<Files>) -> Self {
+        Self { sources: sources.into_iter().enumerate(), parent, attempt }
     }
 
     pub(super) fn next(&mut self, shared: &Shared) -> Result<Option<Job>> {
         let Some((number, source)) = self.sources.next() else { return Ok(None) };
-        let before = match &mut self.parent {
-            None => None,
-            Some(parent) => match shared.runtime.block_on(parent.find(&source.path)) {
-                // What was damaged yesterday does not keep today from being saved: from here on
-                // everything is stored anew.
-                Err(error @ (Error::Damaged { .. } | Error::Missing { .. })) => {
-                    tracing::error!("the backup before cannot be compared with: {error}");
-                    self.parent = None;
-                    None
-                }
-                before => before?,
-            },
-        };
-        Ok(Some(Job { number, source, before }))
+        let before = find(&mut self.parent, &source.path, shared)?;
+        let attempt = find(&mut self.attempt, &source.path, shared)?;
+        Ok(Some(Job { number, source, before, attempt }))
+    }
+}
+
+/// What `files` have of this path.
+fn find(files: &mut Option<Files>, path: &str, shared: &Shared) -> Result<Option<Entry>> {
+    let Some(there) = files else { return Ok(None) };
+    match shared.runtime.block_on(there.find(path)) {
+        // What was damaged yesterday does not keep today from being saved: from here on
+        // everything is stored anew.
+        Err(error @ (Error::Damaged { .. } | Error::Missing { .. })) => {
+            tracing::error!("what was stored before cannot be compared with: {error}");
+            *files = None;
+            Ok(None)
+        }
+        found => found,
     }
 }
 
@@ -68,6 +77,7 @@ struct State {
     builder: SegmentBuilder,
     first_segment: u32,
     segments: u32,
+    saved: Instant,
 }
 
 fn blocks_of(entry: Option<&Entry>) -> usize {
@@ -86,6 +96,7 @@ impl Order {
             builder: SegmentBuilder::default(),
             first_segment,
             segments: 0,
+            saved: Instant::now(),
         };
         Self { shared, state: Mutex::new(state), moved: Condvar::new() }
     }
@@ -113,7 +124,8 @@ impl Order {
             if let Some(entry) = entry {
                 state.builder.push(entry);
             }
-            if state.builder.is_full() {
+            let is_due = state.saved.elapsed() >= self.shared.options.save_every;
+            if state.builder.is_full() || is_due && !state.builder.is_empty() {
                 self.close(&mut state)?;
             }
         }
@@ -132,6 +144,7 @@ impl Order {
         let builder = std::mem::take(&mut state.builder);
         let number = state.first_segment + state.segments;
         state.segments += 1;
+        state.saved = Instant::now();
         self.shared.close_segment(&builder, number)
     }
 

@@ -7,7 +7,10 @@ use crate::{
     seal::{Compressor, Kind, Sealer},
 };
 use bytes::Bytes;
-use std::sync::{Arc, Mutex, PoisonError, atomic::Ordering};
+use std::{
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Instant,
+};
 use tokio::{runtime::Handle, sync::Semaphore, task::JoinSet};
 
 /// A pack is closed when it has so many bytes: enough for a disk or a store to be at its fastest.
@@ -67,12 +70,13 @@ pub(super) struct Packer {
     shared: Arc<Shared>,
     compressor: Compressor,
     open: Option<(PackRef, Sealer)>,
+    opened: Instant,
 }
 
 impl Packer {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let compressor = Compressor::new(shared.options.level);
-        Self { shared, compressor, open: None }
+        Self { shared, compressor, open: None, opened: Instant::now() }
     }
 
     /// Adds a block: its pack, its offset there, its bytes there.
@@ -86,7 +90,7 @@ impl Packer {
         });
         let place = sealer.push(block, &mut self.compressor);
         let pack = pack.clone();
-        if sealer.bytes() >= PACK_BYTES {
+        if sealer.bytes() >= PACK_BYTES || self.opened.elapsed() >= shared.options.save_every {
             self.close()?;
         }
         Ok((pack, place.offset, place.bytes))
@@ -94,6 +98,7 @@ impl Packer {
 
     /// Puts the pack that is being filled on its way.
     pub(super) fn close(&mut self) -> Result<()> {
+        self.opened = Instant::now();
         let Some((pack, sealer)) = self.open.take() else { return Ok(()) };
         let object = sealer.finish();
         self.shared.count(|stats| stats.stored_bytes += object.len() as u64);

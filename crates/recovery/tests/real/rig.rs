@@ -17,6 +17,7 @@ pub struct Rig {
     pub dir: TempDir,
     pub repository: Repository,
     pub place: Place,
+    pub refuse_wrong_pages: bool,
 }
 
 /// WAL that is being kept, until this is dropped.
@@ -47,11 +48,12 @@ impl Rig {
         let system_identifier = server.instance.control_data()?.system_identifier;
         let folder = dir.path().join("repository");
         let (name, at) = ("main".into(), StoreAt::Folder(folder.clone()));
-        let place = Place { name, store: at, key: BackupKey(key.to_text()) };
+        let key_text = BackupKey(key.to_text());
+        let place = Place { name, store: at, key: key_text, next_key: None };
         let store = Arc::new(Folder::new(folder));
         let identity = Identity::new("id", "tests", system_identifier, 1);
         let repository = Repository::create(store, &key, identity).await?;
-        Ok(Self { dir, repository, place })
+        Ok(Self { dir, repository, place, refuse_wrong_pages: false })
     }
 
     /// Keeps the WAL of `server`.
@@ -80,7 +82,16 @@ impl Rig {
         let admin_password = &secrets().admin;
         let (instance, repository) = (&server.instance, &self.repository);
         let options = Options::default();
-        let task = BaseBackup { instance, admin_password, repository, options, full: false };
+        let (full, refuse_wrong_pages) = (false, self.refuse_wrong_pages);
+        let task = BaseBackup {
+            instance,
+            admin_password,
+            repository,
+            owner: "a",
+            options,
+            full,
+            refuse_wrong_pages,
+        };
         Ok(back_up(&task, Arc::default()).await?)
     }
 
@@ -170,4 +181,18 @@ pub async fn ask(server: &Server, question: &str) -> Result<String> {
 pub async fn run(session: &Session, sql: &str) -> Result<Lsn> {
     session.execute(sql).await?;
     Ok(session.flush_lsn().await?)
+}
+
+/// Writes all the time, until it is told to stop.
+pub async fn keep_busy(
+    instance: sempre_postgres::Instance,
+    mut stopped: tokio::sync::oneshot::Receiver<()>,
+) -> Result<()> {
+    let session = instance.session(&secrets().admin).await?;
+    while stopped.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+        run(&session, "update public.busy set i = i + 1 where i % 7 = 0").await?;
+        run(&session, "vacuum public.busy").await?;
+        run(&session, "checkpoint").await?;
+    }
+    Ok(())
 }
