@@ -57,7 +57,7 @@ impl Coverage {
     }
 
     /// The last position of this timeline that is kept, however it got there.
-    fn last(&self, timeline: Timeline) -> Option<Lsn> {
+    pub(crate) fn last(&self, timeline: Timeline) -> Option<Lsn> {
         let whole = self.list.whole.get(&timeline).and_then(|w| w.last_key_value());
         let whole = whole.map(|(number, _)| Lsn((number + 1) * self.segment_bytes));
         let open = self.ends.iter().filter(|(name, _)| name.timeline == timeline);

@@ -9,6 +9,7 @@ mod error;
 mod fill;
 mod instant;
 mod job;
+mod locate;
 mod place;
 mod prove;
 mod prune;

@@ -4,6 +4,7 @@
 use crate::{
     Error, Result,
     choose::{Coverage, Goal, choose, show_time},
+    locate::locate,
     prove::Work,
     replay::Replay,
     spool::Spool,
@@ -120,7 +121,16 @@ impl Restore<'_> {
         };
         let segment_bytes = backups.last().map_or(16 << 20, |backup| backup.wal_segment_bytes);
         let coverage = Coverage::read(self.repository, segment_bytes).await?;
-        choose(&backups, &coverage, &self.goal).cloned()
+        match (&self.goal, self.backup) {
+            // They do not say which backup is before them.
+            (Goal::Name(_) | Goal::Transaction(_) | Goal::BeforeTransaction(_), None) => {
+                let (repository, installation) = (self.repository, self.installation);
+                let at =
+                    locate(repository, installation, self.target, &coverage, &backups, &self.goal);
+                choose(&backups, &coverage, &Goal::Lsn(at.await?)).cloned()
+            }
+            _ => choose(&backups, &coverage, &self.goal).cloned(),
+        }
     }
 
     pub(crate) fn restore_command(&self, spool: &Path) -> String {

@@ -38,6 +38,8 @@ async fn a_server_comes_back_to_any_moment() -> Result<()> {
     pause().await;
     let now = ask(&server, "select (extract(epoch from clock_timestamp()) * 1000)::bigint").await?;
     pause().await;
+    run(&session, "select pg_switch_wal()").await?;
+    run(&session, "select pg_create_restore_point('before six')").await?;
     let end = row(6).await?;
     keeping.until(end).await?;
     // The server is lost with all it has.
@@ -53,15 +55,21 @@ async fn a_server_comes_back_to_any_moment() -> Result<()> {
         let (rows, _server) = rig.restored(name, goal, ROWS).await?;
         assert_eq!(rows, want, "{name}");
     }
-    // These do not say which backup is before them.
-    for (name, goal, want) in [
-        ("name", Goal::Name("before four".into()), "1,2,3"),
-        ("with", Goal::Transaction(id), "1,2,3"),
-        ("without", Goal::BeforeTransaction(id), "1,2"),
+    // These do not say which backup is before them: it is found in the WAL, or named.
+    for (name, goal, want, backup) in [
+        ("name", Goal::Name("before four".into()), "1,2,3", &first),
+        ("with", Goal::Transaction(id), "1,2,3", &first),
+        ("without", Goal::BeforeTransaction(id), "1,2", &first),
+        ("later", Goal::Name("before six".into()), "1,2,3,4,5", &second),
     ] {
-        let (rows, _server) = rig.restored_from(&first.id, name, goal, ROWS).await?;
-        assert_eq!(rows, want, "{name}");
+        let mut server = Server::empty(rig.dir.path(), name);
+        assert_eq!(rig.restore(&mut server, goal).await?.backup.id, backup.id, "{name}");
+        server.start(&server.primary_settings()).await?;
+        assert_eq!(ask(&server, ROWS).await?, want, "{name}");
     }
+    let goal = Goal::Name("before six".into());
+    let (rows, _server) = rig.restored_from(&first.id, "named", goal, ROWS).await?;
+    assert_eq!(rows, "1,2,3,4,5");
     let mut other = Server::empty(rig.dir.path(), "other");
     let early = rig.restore(&mut other, Goal::Time(1_000)).await.unwrap_err().to_string();
     assert!(early.contains("begins at"), "{early}");
@@ -69,7 +77,9 @@ async fn a_server_comes_back_to_any_moment() -> Result<()> {
     let late = rig.restore(&mut other, Goal::Lsn(later)).await.unwrap_err().to_string();
     assert!(late.contains("goes up to"), "{late}");
     let none = rig.restore(&mut other, Goal::Name("never".into())).await.unwrap_err().to_string();
-    assert!(none.contains("was not found") && none.contains("--backup"), "{none}");
+    assert!(none.contains("`never` is nowhere in the WAL that is kept, from 0/"), "{none}");
+    let none = rig.restore(&mut other, Goal::Transaction(9_999)).await.unwrap_err().to_string();
+    assert!(none.contains("transaction 9999 is nowhere"), "{none}");
     let mut third = Server::empty(rig.dir.path(), "third");
     let future = rig.restore(&mut third, Goal::Time(4_000_000_000_000)).await.unwrap_err();
     assert!(future.to_string().contains("nothing was committed since"), "{future}");
