@@ -45,6 +45,17 @@ pub struct Config {
     /// About REST.
     #[serde(default)]
     pub rest: Rest,
+    /// About drills.
+    #[serde(default)]
+    pub drill: Drill,
+}
+
+/// The `[drill]` table. Programs that run here are named here, not in the record.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drill {
+    /// Commands of the shell that look at a restored database, after `pg_amcheck`.
+    pub checks: Vec<String>,
 }
 
 /// The `[postgres]` table.
@@ -195,7 +206,7 @@ pub enum ConfigError {
 }
 
 /// Every key that may stand in the file, for naming the nearest one to a mistyped one.
-const KEYS: [&str; 49] = [
+const KEYS: [&str; 51] = [
     "name",
     "dir",
     "addresses",
@@ -245,6 +256,8 @@ const KEYS: [&str; 49] = [
     "ca_file",
     "data",
     "witness",
+    "drill",
+    "checks",
 ];
 
 /// Folders of the member that are no place for a database.

@@ -217,6 +217,11 @@ pub const KEYS: &[Key] = &[
         Unit::Milliseconds,
         "Backups: `status` complains when the last `sempre drill restore` took longer; 0: no target.",
     ),
+    key(
+        "drill_interval_ms",
+        Unit::Milliseconds,
+        "Backups: a restore from each repository is tried so often, by a member that is not the primary, and the time it takes is kept; 0: only when asked for.",
+    ),
 ];
 
 /// The policy after these changes, key and value as typed. All of them are made, or none.

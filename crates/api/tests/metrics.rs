@@ -207,6 +207,8 @@ fn of_repositories_and_their_keys_are_nowhere() {
             rto_ms: 7_500,
             bytes: 1,
             checks: Vec::new(),
+            lost_bytes: Some(0),
+            rpo_ms: Some(0),
         };
         record.backups.proved.insert("main".into(), Ok(proof));
     });

@@ -8,8 +8,7 @@ use crate::{
 };
 use sempre_api::{BackupRequest, codes, units::show_ms};
 use sempre_backup::{Progress, RestoreOptions};
-use sempre_model::backup::Proof;
-use sempre_recovery::{Goal, Proved, Restore, prove};
+use sempre_recovery::{Goal, Restore, prove};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
@@ -43,22 +42,26 @@ pub fn run(scene: &Scene, task: DrillTask) -> Result<(), Fail> {
             fetch_command: restore::fetch_command()?,
         };
         let progress = Arc::new(Progress::default());
+        // How far the primary is now: what is not restored of that would be lost.
+        let known = client.status().await.ok().map(|status| status.repositories);
+        let known = known.into_iter().flatten().find(|known| known.name == place.name);
+        let primary = known.and_then(|k| Some((k.archive?.server, k.rpo_ms.unwrap_or_default())));
         let what = format!("{} → {}", place.name, target.display());
         let work = prove(&restore, &check, keep, progress.clone());
         let proved = restore::drawn(what, &progress, work).await;
         let outcome = match &proved {
-            Ok(proved) => Ok(proof(proved)),
+            Ok(proved) => Ok(proved.proof(primary)),
             Err(error) => Err(error.to_string()),
         };
         let told = BackupRequest::Prove { repository: place.name.clone(), outcome };
         let told: Result<Value, _> = client.backups(&told, TELL_WITHIN).await;
-        Ok((proved, told))
+        Ok((proved, told, primary))
     });
-    let (proved, told) = tried?;
+    let (proved, told, primary) = tried?;
     let proved = proved.map_err(|error| {
         Fail::coded(codes::NOT_RESTORED, "the restore was not proved", error.to_string())
     })?;
-    let proof = proof(&proved);
+    let proof = proved.proof(primary);
     if scene.json {
         show::print_json(&json!({
             "repository": place.name,
@@ -68,24 +71,23 @@ pub fn run(scene: &Scene, task: DrillTask) -> Result<(), Fail> {
             "replay_ms": u64::try_from(proved.recovered.replay_took.as_millis()).unwrap_or(u64::MAX),
             "bytes": proof.bytes,
             "checks": proof.checks,
+            "lost_bytes": proof.lost_bytes,
+            "rpo_ms": proof.rpo_ms,
         }));
     } else {
         show::print(&format!(
-            "proved: {} and all the WAL behind it, restored and answering after {}; checked by {}\n",
+            "proved: {} and all the WAL behind it, restored and answering after {}{}; checked by {}\n",
             proof.backup,
             show_ms(proof.rto_ms),
+            match (proof.lost_bytes, proof.rpo_ms) {
+                (Some(0), _) => ", with all that the primary had when it began".to_owned(),
+                (Some(bytes), Some(ms)) => {
+                    format!(", without the last {bytes} bytes of WAL ({})", show_ms(ms))
+                }
+                _ => String::new(),
+            },
             if proof.checks.is_empty() { "nothing".to_owned() } else { proof.checks.join(", ") }
         ));
     }
     told.map(|_| ()).map_err(Fail::from)
-}
-
-fn proof(proved: &Proved) -> Proof {
-    Proof {
-        backup: proved.recovered.backup.id.clone(),
-        at_unix_ms: 0,
-        rto_ms: u64::try_from(proved.rto.as_millis()).unwrap_or(u64::MAX),
-        bytes: proved.recovered.files.bytes,
-        checks: proved.checks.clone(),
-    }
 }

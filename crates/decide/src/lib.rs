@@ -12,6 +12,7 @@
 
 pub mod archive;
 pub mod detect;
+pub mod drill;
 pub mod leader;
 pub mod lease;
 pub mod member;

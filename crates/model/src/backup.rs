@@ -115,6 +115,17 @@ pub struct BackupOrder {
     pub at_unix_ms: u64,
 }
 
+/// A restore that is to be tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillOrder {
+    /// By whom.
+    pub member: MemberId,
+    /// The record version of the order: tells it from another one.
+    pub version: u64,
+    /// When it was ordered, ms since 1970.
+    pub at_unix_ms: u64,
+}
+
 /// A base backup that was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupMade {
@@ -156,6 +167,12 @@ pub struct Backups {
     pub newest_unix_ms: BTreeMap<String, u64>,
     /// The last restore that was tried, by repository.
     pub proved: BTreeMap<String, Result<Proof, String>>,
+    /// When a restore was last tried, by repository, ms since 1970.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub drilled_unix_ms: BTreeMap<String, u64>,
+    /// Restores that are being tried, by repository.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub drills: BTreeMap<String, DrillOrder>,
     /// Members whose next copy of the data comes from a repository, and from which.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub fills: BTreeMap<MemberId, String>,
@@ -229,6 +246,12 @@ pub struct Proof {
     pub bytes: u64,
     /// What was checked, in words.
     pub checks: Vec<String>,
+    /// WAL that the primary had when it began, and that was not restored, bytes; none: it was not measured.
+    #[serde(default)]
+    pub lost_bytes: Option<u64>,
+    /// The same as a time, ms of commits.
+    #[serde(default)]
+    pub rpo_ms: Option<u64>,
 }
 
 /// A change of what the record knows of backups.
@@ -293,6 +316,13 @@ pub enum BackupChange {
         /// What was measured, or why it did not work.
         outcome: Result<Proof, String>,
     },
+    /// A restore is to be tried. One that was ordered before is given up.
+    Drill {
+        /// From where.
+        repository: String,
+        /// By whom.
+        member: MemberId,
+    },
     /// The next copy of the data that this member gets comes from a repository.
     Fill {
         /// Who.
@@ -347,6 +377,8 @@ impl Record {
                 backups.ended.remove(name);
                 backups.newest_unix_ms.remove(name);
                 backups.proved.remove(name);
+                backups.drilled_unix_ms.remove(name);
+                backups.drills.remove(name);
                 backups.fills.retain(|_, from| from != name);
                 backups.alarms.remove(name);
                 backups.next_keys.remove(name);
@@ -411,6 +443,18 @@ impl Record {
                     Err(why) => format!("a restore from {repository} did not work: {why}"),
                 };
                 backups.proved.insert(repository.clone(), outcome);
+                backups.drilled_unix_ms.insert(repository.clone(), at_unix_ms);
+                backups.drills.remove(repository);
+                event(text)
+            }
+            BackupChange::Drill { repository, member } => {
+                let name = backups.reached_by(member, Some(repository))?.to_owned();
+                let (member, version) = (member.clone(), self.version + 1);
+                let text = format!("{member} tries a restore from {name}");
+                backups
+                    .drills
+                    .insert(name, DrillOrder { member: member.clone(), version, at_unix_ms });
+                self.known(&member)?;
                 event(text)
             }
             BackupChange::Fill { member, repository } => {

@@ -122,6 +122,8 @@ pub struct Policy {
     pub backup_rpo_ms: u64,
     /// How long a restore may take, ms, as drills measure it; 0: no target.
     pub backup_rto_ms: u64,
+    /// A restore from each repository is tried so often, ms; 0: only when asked for.
+    pub drill_interval_ms: u64,
 }
 
 impl Default for Policy {
@@ -168,6 +170,7 @@ impl Default for Policy {
             backup_window_ms: 0,
             backup_rpo_ms: 0,
             backup_rto_ms: 0,
+            drill_interval_ms: 0,
         }
     }
 }

@@ -18,6 +18,11 @@ impl Instance {
         files::remove_file(&data_dir.join("postmaster.pid")).map(|_| ())
     }
 
+    /// What is free on the file system of the data directory, bytes.
+    pub fn free_bytes(&self) -> Result<u64> {
+        files::free_bytes(&self.layout.data_dir)
+    }
+
     /// Where the WAL of a standby that is being filled ends, and on which timeline.
     pub async fn end_of_filled_wal(&self) -> Result<(Timeline, Lsn)> {
         let end = self.scan(self.control_data()?, true, None).await?;

@@ -3,9 +3,9 @@
 //!
 //! The job comes as one line of JSON; what it says is lines of JSON.
 
-use crate::{Archive, BaseBackup, Feed, Fill, Filled, Place, Result, back_up, prune};
+use crate::{Archive, BaseBackup, Drill, Feed, Fill, Filled, Place, Result, back_up, prune};
 use sempre_backup::{Options, Progress, Retention};
-use sempre_model::backup::{ArchiveView, BackupMade, BackupProgress};
+use sempre_model::backup::{ArchiveView, BackupMade, BackupProgress, Proof};
 use sempre_postgres::Instance;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -59,6 +59,8 @@ pub enum Job {
     },
     /// Fill a data directory.
     Fill(Fill),
+    /// Try a restore.
+    Drill(Drill),
 }
 
 /// What a worker says.
@@ -83,6 +85,8 @@ pub enum Worked {
     Backup(BackupMade),
     /// A data directory that is a standby's.
     Filled(Filled),
+    /// A restore that works.
+    Proved(Proof),
 }
 
 impl Job {
@@ -154,6 +158,10 @@ impl Job {
                 let filled = fill.run(&fetch_command(), progress).await;
                 telling.abort();
                 Ok(Worked::Filled(filled?))
+            }
+            Job::Drill(drill) => {
+                let proof = drill.run(fetch_command(), Arc::default()).await;
+                Ok(Worked::Proved(proof?))
             }
         }
     }

@@ -6,6 +6,7 @@ use crate::{
     replay::{Replay, work_beside},
 };
 use sempre_backup::Progress;
+use sempre_model::{Lsn, backup::Proof};
 use sempre_postgres::Instance;
 use std::{
     fs::{self, DirBuilder},
@@ -25,6 +26,23 @@ pub struct Proved {
     pub rto: Duration,
     /// What was checked, in words.
     pub checks: Vec<String>,
+}
+
+impl Proved {
+    /// As the record keeps it. `primary` is how far the primary was in the beginning, and for how long
+    /// (ms) the archive had been behind it.
+    pub fn proof(&self, primary: Option<(Lsn, u64)>) -> Proof {
+        let lost_bytes = primary.map(|(end, _)| end.bytes_since(self.recovered.end));
+        Proof {
+            backup: self.recovered.backup.id.clone(),
+            at_unix_ms: 0,
+            rto_ms: u64::try_from(self.rto.as_millis()).unwrap_or(u64::MAX),
+            bytes: self.recovered.files.bytes,
+            checks: self.checks.clone(),
+            lost_bytes,
+            rpo_ms: primary.map(|(_, behind)| if lost_bytes == Some(0) { 0 } else { behind }),
+        }
+    }
 }
 
 /// Restores, starts what was restored, and lets `pg_amcheck` and the user's own `checks` (programs, run

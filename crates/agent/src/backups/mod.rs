@@ -1,6 +1,7 @@
 //! What a member does for backups: it keeps WAL in repositories, where that is its duty, and makes the base
 //! backups that the record asks it for. The work itself is done by processes of their own.
 
+mod drills;
 mod orders;
 mod rotate;
 mod worker;
@@ -10,8 +11,9 @@ use crate::{
     executor::{Executor, encryption_of},
     looper::{Event, Shown},
 };
+use drills::Spare;
 use sempre_consensus::Consensus;
-use sempre_decide::archive::archiver;
+use sempre_decide::{archive::archiver, drill};
 use sempre_model::{
     Command, MemberId, Phase, Record,
     backup::{ArchiveView, BackupChange, BackupProgress, archiver_of},
@@ -19,7 +21,7 @@ use sempre_model::{
     observation::{ProcessState, Role},
 };
 use sempre_postgres::Upstream;
-use sempre_recovery::{Feed, Job, Place, Said, Worked, retention};
+use sempre_recovery::{Drill, Feed, Job, Place, Said, Worked, retention};
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
@@ -78,6 +80,8 @@ pub struct Keeper {
     view: BackupView,
     /// When this member last ordered base backups.
     ordered: Instant,
+    /// Where drills take place.
+    spare: Spare,
 }
 
 struct Running {
@@ -103,7 +107,8 @@ impl Keeper {
     ) -> Self {
         let (running, pauses, view) = Default::default();
         let ordered = Instant::now();
-        Self { executor, consensus, shown, events, program, running, pauses, view, ordered }
+        let spare = Spare::of(&executor.instance.layout.data_dir);
+        Self { executor, consensus, shown, events, program, running, pauses, view, ordered, spare }
     }
 
     /// Runs for ever.
@@ -115,7 +120,7 @@ impl Keeper {
             let before = self.view.clone();
             tokio::select! {
                 _ = ticks.tick() => {
-                    self.look(&tell);
+                    self.look(&tell).await;
                     self.order().await;
                 }
                 report = reports.recv() => match report {
@@ -130,10 +135,15 @@ impl Keeper {
     }
 
     /// Begins what is to be done, and ends what is not.
-    fn look(&mut self, tell: &mpsc::Sender<(Key, Report)>) {
+    async fn look(&mut self, tell: &mpsc::Sender<(Key, Report)>) {
         let shown = self.shown.borrow().clone();
         let wanted = self.wanted(&shown);
-        self.running.retain(|key, running| wanted.get(key) == Some(&running.job));
+        // A drill is measured by how far the primary was when it began: that it is further now is no news.
+        let stays = |key: &Key, running: &Running| match key {
+            Key::Drill(..) => wanted.contains_key(key),
+            _ => wanted.get(key) == Some(&running.job),
+        };
+        self.running.retain(|key, running| stays(key, running));
         let there = |key: &Key| wanted.contains_key(key);
         self.pauses.retain(|key, _| there(key));
         let is_there = |wanted: fn(String) -> Key, name: &String| there(&wanted(name.clone()));
@@ -142,7 +152,17 @@ impl Keeper {
             wanted.keys().any(|key| matches!(key, Key::Backup(of, _) if of == name))
         });
         self.view.troubles.retain(|name, _| is_there(Key::Archive, name));
+        let drills = self.running.keys().any(|key| matches!(key, Key::Drill(..)));
+        let mut may_drill = !drills && self.spare.is_clear().await;
         for (key, job) in wanted {
+            if matches!(key, Key::Drill(..)) && !self.running.contains_key(&key) {
+                if !may_drill {
+                    continue;
+                }
+                // One at a time.
+                may_drill = false;
+                self.spare.used();
+            }
             let paused = self.pauses.get(&key).is_some_and(|until| Instant::now() < *until);
             if paused || self.running.contains_key(&key) {
                 continue;
@@ -169,6 +189,23 @@ impl Keeper {
                 tracing::warn!(%error, "a base backup is due, and was not ordered");
             }
         }
+        self.order_drills().await;
+    }
+
+    /// The same of drills.
+    async fn order_drills(&mut self) {
+        let shown = self.shown.borrow().clone();
+        let now = clock::now_unix_ms();
+        for repository in drill::due(&shown.record, now) {
+            let alive = alive(&shown, &repository);
+            let Some(member) = drill::driller(&shown.record, &repository, &alive) else { continue };
+            self.ordered = Instant::now();
+            let order = BackupChange::Drill { repository, member };
+            let command = Command { at_unix_ms: now, change: Change::Backup(Box::new(order)) };
+            if let Err(error) = self.consensus.propose(command).await {
+                tracing::warn!(%error, "a drill is due, and was not ordered");
+            }
+        }
     }
 
     /// What is to be done by this member now, each as its process gets it.
@@ -192,6 +229,13 @@ impl Keeper {
                 want(Key::Backup(name.clone(), order.version), job);
             }
         }
+        for (name, order) in &record.backups.drills {
+            if order.member == shown.me
+                && let Some(job) = self.drill(shown, name)
+            {
+                want(Key::Drill(name.clone(), order.version), job);
+            }
+        }
         wanted
     }
 
@@ -199,17 +243,7 @@ impl Keeper {
         let record = &shown.record;
         let cluster = record.cluster.as_ref()?;
         let primary = record.primary.as_ref().filter(|_| record.phase == Phase::Serving)?;
-        let limit = record.policy.detect_ms * SILENT;
-        let now = clock::now_ms();
-        let alive = shown
-            .heard
-            .iter()
-            .filter(|(member, heard)| **member == shown.me || now.saturating_sub(heard.at) < limit);
-        let alive = alive.map(|(member, heard)| {
-            let does = heard.observation.archives.contains_key(name);
-            (member.clone(), does)
-        });
-        if archiver(record, name, &alive.collect())? != shown.me {
+        if archiver(record, name, &alive(shown, name))? != shown.me {
             return None;
         }
         let feed = match *primary == shown.me {
@@ -247,6 +281,18 @@ impl Keeper {
         })
     }
 
+    fn drill(&self, shown: &Shown, name: &str) -> Option<Job> {
+        let archives = |heard: &sempre_decide::Heard| heard.observation.archives.get(name).copied();
+        let archive = shown.heard.values().filter_map(archives).max_by_key(|a| a.server);
+        Some(Job::Drill(Drill {
+            instance: Box::new(self.executor.instance.clone()),
+            place: place_of(&shown.record, name)?,
+            primary: archive.map(|archive| (archive.server, archive.behind_ms)),
+            checks: self.executor.config.drill.checks.clone(),
+            threads: THREADS,
+        }))
+    }
+
     async fn take(&mut self, key: Key, report: Report) {
         match (key, report) {
             (Key::Archive(name), Report::Said(Said::Archived(view))) => {
@@ -258,6 +304,9 @@ impl Keeper {
             }
             (key @ Key::Backup(..), Report::Said(Said::Done(Worked::Backup(made)))) => {
                 self.end(key, Ok(made)).await;
+            }
+            (key @ Key::Drill(..), Report::Said(Said::Done(Worked::Proved(proof)))) => {
+                self.end_drill(key, Ok(proof)).await;
             }
             (key, Report::Said(Said::Failed(why)) | Report::Ended(why)) => {
                 if !self.running.contains_key(&key) {
@@ -272,6 +321,7 @@ impl Keeper {
                         self.view.troubles.insert(name.clone(), why);
                     }
                     Key::Backup(..) => self.end(key, Err(why)).await,
+                    Key::Drill(..) => self.end_drill(key, Err(why)).await,
                     Key::Once => {}
                 }
             }
@@ -294,6 +344,30 @@ impl Keeper {
         self.running.remove(&key);
         self.pauses.insert(key, Instant::now() + RETRY_AFTER);
     }
+
+    /// The same of a drill.
+    async fn end_drill(&mut self, key: Key, outcome: Result<sempre_model::backup::Proof, String>) {
+        let Key::Drill(repository, _) = &key else { return };
+        let change = BackupChange::Prove { repository: repository.clone(), outcome };
+        let change = Change::Backup(Box::new(change));
+        let command = Command { at_unix_ms: clock::now_unix_ms(), change };
+        if let Err(error) = self.consensus.propose(command).await {
+            tracing::warn!(%error, "what came of a drill is not in the record; it is tried again");
+        }
+        self.running.remove(&key);
+        self.pauses.insert(key, Instant::now() + RETRY_AFTER);
+    }
+}
+
+/// Who is heard, each with whether it keeps the WAL of this repository.
+fn alive(shown: &Shown, repository: &str) -> BTreeMap<MemberId, bool> {
+    let limit = shown.record.policy.detect_ms * SILENT;
+    let now = clock::now_ms();
+    let heard = shown.heard.iter();
+    let alive = heard
+        .filter(|(member, heard)| **member == shown.me || now.saturating_sub(heard.at) < limit);
+    let does = |heard: &sempre_decide::Heard| heard.observation.archives.contains_key(repository);
+    alive.map(|(member, heard)| (member.clone(), does(heard))).collect()
 }
 
 /// The wish that a member gets its data from this repository (empty: the only one).

@@ -17,6 +17,8 @@ pub(super) enum Key {
     Archive(String),
     /// A base backup in a repository, by the version of its order.
     Backup(String, u64),
+    /// A restore from a repository that is tried, by the version of its order.
+    Drill(String, u64),
     /// Something that is waited for.
     Once,
 }

@@ -91,6 +91,18 @@ pub(super) fn oddities(
             ));
         }
         proof(policy.backup_rto_ms, repository, found);
+        let tried = record.backups.drilled_unix_ms.get(name).copied();
+        // Before the first backup there is nothing to be tried.
+        let since = tried.or(repository.newest_unix_ms.map(|_| made)).unwrap_or(now);
+        let age = now.saturating_sub(since);
+        if policy.drill_interval_ms > 0 && age > OVERDUE * policy.drill_interval_ms {
+            let last = if tried.is_some() { "" } else { " at all" };
+            found.push(odd(
+                format!("no restore from {name} was tried{last} for {}", show_ms(age)),
+                format!("one is due each {}", show_ms(policy.drill_interval_ms)),
+                "look at the logs of the members; `sempre drill restore` tries one by hand",
+            ));
+        }
         care(repository, found);
     }
 }

@@ -11,6 +11,7 @@ mod beside;
 mod care;
 mod certificates;
 mod disaster;
+mod drills;
 mod durability;
 mod from_backup;
 mod hand_over;
