@@ -6,15 +6,21 @@ use crate::{
     names::{self, BACKUPS, WRITERS},
     seal::Kind,
 };
+use sempre_model::{Lsn, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The backups of a repository that were not forgotten.
 #[derive(Debug, Default)]
 pub struct Catalog {
-    /// Those that can be restored, by the time they began.
+    /// Those that can be restored, in their order: by timeline and position, as clocks may jump.
     pub backups: Vec<Backup>,
     /// Those whose description is damaged, and how. They harm no other.
     pub unreadable: BTreeMap<String, Error>,
+}
+
+/// What orders backups: positions in the WAL never go back on a timeline, clocks may.
+fn order(backup: &Backup) -> (Timeline, Lsn, u64, &str) {
+    (backup.timeline, backup.start, backup.began_unix_ms, &backup.id)
 }
 
 impl Repository {
@@ -37,11 +43,11 @@ impl Repository {
                 Err(error) => return Err(error),
             }
         }
-        catalog.backups.sort_by(|a, b| (a.began_unix_ms, &a.id).cmp(&(b.began_unix_ms, &b.id)));
+        catalog.backups.sort_by(|a, b| order(a).cmp(&order(b)));
         Ok(catalog)
     }
 
-    /// All backups that can be restored, by the time they began.
+    /// All backups that can be restored, in their order.
     pub async fn backups(&self) -> Result<Vec<Backup>> {
         let catalog = self.catalog().await?;
         for (id, error) in &catalog.unreadable {

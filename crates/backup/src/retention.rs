@@ -2,7 +2,8 @@
 //! harms another.
 //!
 //! Periods are of UTC, and only those count that have a backup, so that nothing goes merely because time
-//! passes while no backups are made. Times are when a backup ended: the first moment it can bring back.
+//! passes while no backups are made. Times are when a backup ended: the first moment it can bring back. Which
+//! backup is newer, timelines and positions in the WAL tell: after a clock that jumped, times do not.
 
 use crate::{Backup, Error, Repository, Result, alarm};
 use sempre_model::Lsn;
@@ -135,8 +136,10 @@ impl Retention {
         held: &BTreeSet<String>,
         now_unix_ms: u64,
     ) -> Vec<Verdict> {
-        let moments = backups.iter().map(|b| (b.ended_unix_ms, b.id.as_str())).collect();
-        self.judge_moments(moments, held, now_unix_ms)
+        let mut sorted: Vec<&Backup> = backups.iter().collect();
+        sorted.sort_unstable_by_key(|b| (b.timeline, b.stop, b.ended_unix_ms, b.id.as_str()));
+        let sorted = sorted.iter().map(|b| (b.ended_unix_ms, b.id.as_str())).collect();
+        self.judge_sorted(sorted, held, now_unix_ms)
     }
 
     /// Likewise of anything with a moment (ms since 1970) and a name.
@@ -147,6 +150,16 @@ impl Retention {
         now_unix_ms: u64,
     ) -> Vec<Verdict> {
         sorted.sort_unstable();
+        self.judge_sorted(sorted, held, now_unix_ms)
+    }
+
+    /// The newest is the last one.
+    fn judge_sorted(
+        &self,
+        sorted: Vec<(u64, &str)>,
+        held: &BTreeSet<String>,
+        now_unix_ms: u64,
+    ) -> Vec<Verdict> {
         let mut reasons: BTreeMap<&str, BTreeSet<Reason>> = BTreeMap::new();
         let mut keep = |id, reason| {
             reasons.entry(id).or_default().insert(reason);
@@ -171,9 +184,10 @@ impl Retention {
         }
         if self.window_ms > 0 {
             let begin = now_unix_ms.saturating_sub(self.window_ms);
-            let split = sorted.partition_point(|(ended, _)| *ended <= begin);
-            sorted[split..].iter().for_each(|(_, id)| keep(id, Reason::Window));
-            if let Some((_, id)) = sorted[..split].last() {
+            let (inside, before): (Vec<_>, Vec<_>) =
+                sorted.iter().partition(|(ended, _)| *ended > begin);
+            inside.iter().for_each(|(_, id)| keep(id, Reason::Window));
+            if let Some((_, id)) = before.last() {
                 keep(id, Reason::BeforeWindow);
             }
         }

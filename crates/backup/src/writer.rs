@@ -89,6 +89,11 @@ impl Writer {
         self.parent.as_ref()
     }
 
+    /// It is compared with nothing.
+    pub fn forsake_parent(&mut self) {
+        self.parent = None;
+    }
+
     pub(crate) fn revoked(&self) -> Error {
         Error::Revoked { id: self.id.clone(), lease_minutes: LEASE.as_secs() / 60 }
     }

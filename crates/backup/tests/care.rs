@@ -3,9 +3,9 @@
 mod common;
 
 use anyhow::Result;
-use common::{Fixture, described, noise};
-use sempre_backup::{Backup, Options, Reason, Retention, Writing, list};
-use std::{sync::Arc, time::Instant};
+use common::{Fixture, described, noise, tree};
+use sempre_backup::{Backup, Options, Reason, Retention, Writer, Writing, list};
+use std::{fs, sync::Arc, time::Instant};
 
 /// Bytes that pack well, and are not the same everywhere.
 fn text(seed: u64, bytes: usize) -> Vec<u8> {
@@ -83,5 +83,55 @@ async fn no_more_is_read_a_second_than_is_allowed() -> Result<()> {
     let backup = Backup { sorted_segments, ..described(id, None, fixture.now, stats) };
     writing.publish(backup).await?;
     assert_eq!(stats.read_bytes, 8 << 20);
+    Ok(())
+}
+
+/// Two clusters' tools, or an old member that nobody has told yet: both end well.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_writers_at_once_in_one_repository_harm_nobody() -> Result<()> {
+    let mut fixture = Fixture::quick().await?;
+    fixture.put("base/5/1", &noise(1, 300_000));
+    fixture.back_up().await?;
+    let mut made = Vec::new();
+    for owner in ["the house/a", "another house/a"] {
+        fixture.put("base/5/2", &noise(made.len() as u64 + 2, 300_000));
+        let repository = fixture.repository.clone();
+        let writer =
+            Writer::announce_of(&repository, fixture.now + 1000, true, Some(owner)).await?;
+        let copied = common::copy(writer, &fixture.data(), fixture.now + 1000).await?;
+        fixture.expected.insert(copied.1.id.clone(), tree(&fixture.data()));
+        made.push(copied);
+        repository.collect(common::real_now()).await?;
+    }
+    for (writing, backup) in made {
+        writing.publish(backup).await?;
+        fixture.repository.collect(common::real_now()).await?;
+    }
+    assert_eq!(fixture.check_all().await?.len(), 3);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_that_lost_something_is_noticed() -> Result<()> {
+    let mut fixture = Fixture::quick().await?;
+    fixture.put("base/5/1", &noise(1, 300_000));
+    let backup = fixture.back_up().await?;
+    let repository = &fixture.repository;
+    assert_eq!(repository.probe(&backup).await?, None);
+    let pack = fixture.keys("packs/").await?.remove(0);
+    let file = fixture.stored().join(&pack);
+    let whole = fs::read(&file)?;
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    for (content, said) in
+        [(Some(flipped), "checksum"), (Some(whole[..999].to_vec()), "cut short"), (None, "missing")]
+    {
+        fs::remove_file(&file)?;
+        if let Some(content) = content {
+            fs::write(&file, content)?;
+        }
+        let found = repository.probe(&backup).await?.unwrap_or_default();
+        assert!(found.contains(said), "{said}: {found}");
+    }
     Ok(())
 }

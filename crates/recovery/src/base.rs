@@ -49,8 +49,9 @@ pub async fn back_up(task: &BaseBackup<'_>, progress: Arc<Progress>) -> Result<B
     let session = instance.session(admin_password).await?;
     let control = instance.control_data()?;
     repository.expect_cluster(instance.me.as_str(), control.system_identifier)?;
-    let writer =
+    let mut writer =
         Writer::announce_of(repository, began_unix_ms, !task.full, Some(task.owner)).await?;
+    let doubt = doubt(repository, &mut writer).await?;
     let parent = writer.parent().cloned();
     let mut options = task.options.clone();
     options.trust_stamps &= parent.as_ref().is_some_and(|p| p.member == instance.me);
@@ -80,6 +81,7 @@ pub async fn back_up(task: &BaseBackup<'_>, progress: Arc<Progress>) -> Result<B
     let wrong = writing.wrong_pages(begun.start, ended.stop);
     let stats = Stats { wrong_pages: wrong.pages, ..writing.stats() };
     let mut alarms = alarms(repository, &stats).await?;
+    alarms.extend(doubt);
     if wrong.pages > 0 {
         if task.refuse_wrong_pages {
             return Err(Error::WrongPages(wrong.to_string()));
@@ -107,6 +109,16 @@ pub async fn back_up(task: &BaseBackup<'_>, progress: Arc<Progress>) -> Result<B
         alarms,
     };
     Ok(writing.publish(backup).await?)
+}
+
+/// A parent that is not sound is none: what it has is stored anew, and that is said.
+async fn doubt(repository: &Repository, writer: &mut Writer) -> Result<Option<String>> {
+    let Some(parent) = writer.parent() else { return Ok(None) };
+    let Some(why) = repository.probe(parent).await? else { return Ok(None) };
+    tracing::error!("backup {} is not sound: {why}", parent.id);
+    let said = format!("backup {} is damaged ({why}): everything was stored anew", parent.id);
+    writer.forsake_parent();
+    Ok(Some(said))
 }
 
 /// What is odd beside the backups before it.

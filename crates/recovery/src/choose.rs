@@ -142,6 +142,8 @@ pub struct Window {
 pub fn windows(backups: &[Backup], coverage: &Coverage, now_unix_ms: u64) -> Vec<Window> {
     let mut windows: Vec<Window> = Vec::new();
     let newest = backups.iter().map(|backup| coverage.reach_of(backup)).max();
+    let mut backups: Vec<&Backup> = backups.iter().collect();
+    backups.sort_by_key(|backup| backup.ended_unix_ms);
     for backup in backups {
         let history = coverage.newest_from(backup.timeline, backup.start);
         let reach = coverage.reach(backup.start, &history);
@@ -167,7 +169,7 @@ pub fn windows(backups: &[Backup], coverage: &Coverage, now_unix_ms: u64) -> Vec
 }
 
 /// Chooses the backup that is nearest before the goal, and whose WAL leads there; says why if
-/// there is none. `backups` are by the time they began.
+/// there is none. `backups` are in the order in which they were made.
 pub fn choose<'a>(backups: &'a [Backup], coverage: &Coverage, goal: &Goal) -> Result<&'a Backup> {
     let fits = |backup: &&Backup| match goal {
         Goal::Time(at) => backup.ended_unix_ms <= *at,
@@ -206,3 +208,6 @@ pub(crate) fn show_time(unix_ms: u64) -> String {
         time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
     at.ok().and_then(|at| at.format(format).ok()).unwrap_or_else(|| format!("{unix_ms} ms"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,6 +36,8 @@ pub(crate) struct Spool {
     in_flight: BTreeSet<String>,
     /// Somebody waits for these: if there is no such thing, it is told.
     asked: BTreeSet<String>,
+    /// Asked for once more while it was on its way: what came may have been for who asked before.
+    again: BTreeSet<String>,
     /// From this segment on it is counted how often a server asks.
     last: Option<u64>,
     asks: BTreeMap<String, u32>,
@@ -52,6 +54,7 @@ impl Spool {
             fetching: JoinSet::new(),
             in_flight: BTreeSet::new(),
             asked: BTreeSet::new(),
+            again: BTreeSet::new(),
             last: None,
             asks: BTreeMap::new(),
         })
@@ -91,8 +94,13 @@ impl Spool {
         while let Some(done) = self.fetching.try_join_next() {
             let (name, found) = done.unwrap_or_else(|p| std::panic::resume_unwind(p.into_panic()));
             self.in_flight.remove(&name);
-            if !found? && self.asked.remove(&name) {
-                put(&self.dir, &format!("{name}.absent"), b"")?;
+            let again = self.again.remove(&name);
+            if !found? {
+                if self.asked.remove(&name) {
+                    put(&self.dir, &format!("{name}.absent"), b"")?;
+                }
+            } else if again {
+                self.fetch(name);
             }
         }
         Ok(())
@@ -107,6 +115,9 @@ impl Spool {
     fn answer(&mut self, wanted: String) {
         let segment = SegmentName::parse(&wanted, self.segment_bytes);
         self.asked.insert(wanted.clone());
+        if self.in_flight.contains(&wanted) {
+            self.again.insert(wanted.clone());
+        }
         self.fetch(wanted);
         if let Some(segment) = segment {
             for number in segment.number + 1..=segment.number + AHEAD {
@@ -186,5 +197,47 @@ pub fn serve_segment(spool: &Path, file: &str, target: &Path) -> io::Result<bool
             return Err(io::Error::other("nobody answers: the restore has ended"));
         }
         std::thread::sleep(POLL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sempre_backup::{Folder, Identity, Secret, WalWriter};
+    use sempre_model::Lsn;
+    use std::sync::Arc;
+
+    /// A server that takes a segment and asks for it again before the first answer was noticed.
+    #[tokio::test]
+    async fn who_asks_again_at_once_is_answered_again() {
+        const SEGMENT: u64 = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Folder::new(dir.path().join("repository")));
+        let identity = Identity::new("id", "main", 7, 1);
+        let repository = Repository::create(store, &Secret::random(), identity).await.unwrap();
+        let timeline = Timeline(1);
+        let mut writer =
+            WalWriter::new(repository.clone(), timeline, Lsn(SEGMENT), SEGMENT).unwrap();
+        writer.write(Lsn(SEGMENT), &[7; 1000]).await.unwrap();
+        writer.flush().await.unwrap();
+        let folder = dir.path().join("spool");
+        let mut spool = Spool::new(&folder, repository, SEGMENT).unwrap();
+        let name = segment_name(SegmentName { timeline, number: 1 }, SEGMENT);
+        let (ready, wanted) = (folder.join(&name), folder.join(format!("{name}.wanted")));
+        fs::write(&wanted, b"").unwrap();
+        spool.round().unwrap();
+        while !ready.exists() {
+            tokio::time::sleep(POLL).await;
+        }
+        fs::remove_file(&ready).unwrap();
+        fs::write(&wanted, b"").unwrap();
+        let answered = async {
+            while !ready.exists() {
+                spool.round().unwrap();
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        let answered = tokio::time::timeout(Duration::from_secs(60), answered).await;
+        assert!(answered.is_ok(), "nobody answered");
     }
 }

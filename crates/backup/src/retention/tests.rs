@@ -201,3 +201,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_clock_that_jumped_makes_no_backup_newer_or_older_than_it_is() {
+    let now = MONDAY_MS + 9 * DAY_MS;
+    // As they were made; the third one while the clock was years ahead, the fifth one while it was in 1970.
+    let times =
+        [now - 5 * HOUR_MS, now - 4 * HOUR_MS, now + 3000 * DAY_MS, now - 2 * HOUR_MS, 7, now];
+    let backups: Vec<_> = times
+        .iter()
+        .enumerate()
+        .map(|(n, time)| Backup { stop: Lsn(n as u64), ..backup(&n.to_string(), *time) })
+        .collect();
+    let kept = |policy: Retention, count: usize| {
+        let verdicts = policy.judge(&backups[..count], &BTreeSet::new(), now);
+        kept(&verdicts).into_iter().collect::<Vec<_>>().join(" ")
+    };
+    let last = Retention { last: 2, ..Default::default() };
+    assert_eq!(kept(last, 6), "4 5");
+    assert_eq!(kept(last, 4), "2 3", "the one of the future is not the newest for ever");
+    let daily = Retention { daily: 3, ..Default::default() };
+    assert_eq!(kept(daily, 6), "2 3 5", "of each day that was said the newest");
+    let window = Retention { window_ms: 3 * HOUR_MS, ..Default::default() };
+    // Those within it, and more than is needed rather than less: the newest that is older than it.
+    assert_eq!(kept(window, 6), "2 3 4 5");
+    assert_eq!(kept(window, 4), "1 2 3");
+}

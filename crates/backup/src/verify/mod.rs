@@ -7,12 +7,13 @@
 //! Memory is bounded: so many packs at a time, and so many places of blocks; a repository
 //! with more has its lists read several times.
 //!
-//! Limits: a mark that was removed, and the last signs of life of a writer, are not missed. A new writer's
-//! block that is damaged in a pack of its parent is only found here: after damage, forget what it harms, or
-//! make a backup without a parent.
+//! Limits: a mark that was removed, and the last signs of life of a writer, are not missed. A new writer
+//! looks whether the packs of its parent are there, and into some of them (`probe`); other damage to what it
+//! refers to is only found here: after damage, forget what it harms, or make a backup without a parent.
 
 mod harm;
 mod pack;
+mod probe;
 mod references;
 
 use crate::{

@@ -2,6 +2,7 @@
 
 mod alarms;
 mod filling;
+mod hundred;
 mod instant;
 mod moments;
 mod rig;

@@ -5,7 +5,8 @@ use crate::{
     servers::{Server, folder},
 };
 use anyhow::Result;
-use std::{fs::OpenOptions, os::unix::fs::FileExt};
+use sempre_backup::{Folder, Identity, Repository, Secret};
+use std::{fs::OpenOptions, os::unix::fs::FileExt, sync::Arc};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_page_is_told_and_a_busy_one_is_not() -> Result<()> {
@@ -49,5 +50,24 @@ async fn a_damaged_page_is_told_and_a_busy_one_is_not() -> Result<()> {
     file.write_all_at(&[0xCD; 8192], 9 * 8192)?;
     let refused = rig.back_up(&server).await.unwrap_err().to_string();
     assert!(refused.contains(&expected) && refused.contains("backup_refuse"), "{refused}");
+
+    // What the backup before has lost is stored anew.
+    rig.refuse_wrong_pages = false;
+    let lost = rig.repository.store.list("packs/").await?.remove(0).key;
+    rig.repository.store.delete(&lost).await?;
+    let anew = rig.back_up(&server).await?;
+    let said = anew.alarms.join("; ");
+    assert!(said.contains(&format!("{lost} is missing): everything was stored anew")), "{said}");
+    assert_eq!((anew.parent, anew.stats.read_bytes), (None, anew.stats.bytes));
+    let sound = rig.repository.verify(Some(&anew.id), Default::default(), Default::default());
+    assert_eq!(sound.await?.damages, []);
+
+    // Another cluster's repository takes nothing of this one.
+    let identity = Identity::new("id", "other", 7, 1);
+    let store = Arc::new(Folder::new(rig.dir.path().join("foreign")));
+    rig.repository = Repository::create(store, &Secret::random(), identity).await?;
+    let foreign = rig.back_up(&server).await.unwrap_err().to_string();
+    assert!(foreign.contains("cluster other (system 7)"), "{foreign}");
+    assert!(rig.repository.store.list("writers/").await?.is_empty(), "nothing was written");
     Ok(())
 }
