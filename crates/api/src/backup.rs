@@ -1,6 +1,10 @@
 //! What operators ask about backups, and what they are told. It travels as one JSON object to
 //! `POST /v1/backups`; `GET /v1/backups` is the list.
 
+mod files;
+
+pub use files::{FilesRequest, FilesStatus, ListedSnapshot};
+
 use sempre_model::{
     Lsn, MemberId, Timeline,
     backup::{ArchiveView, BackupEnded, BackupOrder, BackupProgress, Proof, StoreAt},
@@ -81,6 +85,8 @@ pub enum BackupRequest {
         #[serde(default)]
         repository: Option<String>,
     },
+    /// Something about files.
+    Files(FilesRequest),
     /// A restore was tried: the cluster is to know what was measured.
     Prove {
         /// From where.
@@ -128,6 +134,9 @@ pub struct RepositoryStatus {
     /// Its key is being replaced, and that was not finished yet.
     #[serde(default)]
     pub key_is_replaced: bool,
+    /// Files that are backed up there too.
+    #[serde(default)]
+    pub files: Vec<FilesStatus>,
 }
 
 /// A base backup, as listed.
@@ -202,4 +211,7 @@ pub struct Listing {
     pub windows: Vec<Window>,
     /// Bytes of all objects.
     pub stored_bytes: u64,
+    /// Snapshots of files, by the time they began.
+    #[serde(default)]
+    pub files: Vec<ListedSnapshot>,
 }

@@ -4,6 +4,7 @@
 //! written for it work; `pgbouncer_*` those of pgbouncer_exporter ([`POOLS`]); `sempre_*` are what
 //! only sempre has.
 
+mod files;
 mod pools;
 mod repositories;
 
@@ -32,6 +33,7 @@ pub fn render(snapshot: &Snapshot, pools: &[PoolView]) -> String {
     members(snapshot, &status, &mut page);
     agent(snapshot, &mut page);
     repositories::write(&status, &mut page);
+    files::write(&status, &mut page);
     pools::write(pools, &mut page);
     page.text
 }

@@ -1,5 +1,9 @@
 //! What can be typed.
 
+mod files;
+
+pub use files::FilesTask;
+
 use clap::{Args, Parser, Subcommand};
 use sempre_model::MemberId;
 use std::{net::SocketAddr, path::PathBuf};
@@ -263,9 +267,18 @@ pub enum BackupTask {
         /// Of this member
         #[arg(long, value_name = "MEMBER")]
         member: Option<MemberId>,
-        /// Store everything anew, even what the backup before has
+        /// Store everything anew, even what the backup before has (of files: read everything)
         #[arg(long)]
         full: bool,
+        /// Of these files instead of the database (`backup files list`)
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["repository", "member"])]
+        files: Option<String>,
+    },
+    /// Folders that are backed up beside the databases: uploads, configuration
+    Files {
+        /// What to do.
+        #[command(subcommand)]
+        task: FilesTask,
     },
     /// List the backups, and draw what can be restored
     List {
@@ -377,6 +390,13 @@ pub struct RestoreHow {
     /// The folder to restore into: it becomes a data directory
     #[arg(long, value_name = "DIR")]
     pub target: PathBuf,
+    /// Files instead of a database: those of this name, each below the target at the path it had. As root,
+    /// owners come back too
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["goal", "backup", "delta", "instant", "tablespaces"])]
+    pub files: Option<String>,
+    /// This snapshot of the files (a name, or the beginning of it); without: the newest
+    #[arg(long, value_name = "ID", requires = "files")]
+    pub snapshot: Option<String>,
     /// To this moment, such as `2026-01-31T03:00:00Z`; what was committed later is left out
     #[arg(long, value_name = "TIME", group = "goal")]
     pub to_time: Option<String>,

@@ -4,7 +4,7 @@ use crate::{
     arguments::BackupTask,
     connect::Scene,
     fail::Fail,
-    show,
+    files, show,
     terminal::{self, Bar},
 };
 use sempre_api::{
@@ -59,7 +59,11 @@ pub async fn run(scene: &Scene, task: BackupTask) -> Result<(), Fail> {
             let message = format!("{name} is no longer used; what is in it stays");
             ask(scene, &client, &BackupRequest::Detach { name }, &message).await
         }
-        BackupTask::Run { repository, member, full } => {
+        BackupTask::Run { files: Some(name), full, .. } => {
+            files::make(scene, &client, name, full).await
+        }
+        BackupTask::Files { task } => files::run(scene, &client, task).await,
+        BackupTask::Run { repository, member, full, files: None } => {
             make(scene, &client, BackupRequest::Run { repository, member, full }).await
         }
         BackupTask::List { repository } => list(scene, &client, repository).await,
@@ -104,6 +108,12 @@ pub async fn run(scene: &Scene, task: BackupTask) -> Result<(), Fail> {
                     eprintln!(
                         "next: keep it where the machines are not. Without it, the repository is noise, to you as well."
                     );
+                    let store = serde_json::from_value(place["store"].clone()).ok();
+                    if let Some(place) = store.as_ref().and_then(files::restic_place) {
+                        eprintln!(
+                            "Files in it (`backup files`) are restic's too, with the key in a file: `restic -r {place} --password-file FILE snapshots`"
+                        );
+                    }
                 }
             }
             Ok(())

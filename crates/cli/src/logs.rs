@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 /// Filters logs, as `RUST_LOG` does elsewhere.
 const VARIABLE: &str = "SEMPRE_LOG";
 /// What is logged unless wished otherwise. Raft's own words matter only when it goes wrong.
-const DEFAULT: &str = "info,openraft=warn";
+const DEFAULT: &str = "info,openraft=warn,rustic_core=warn";
 
 /// For what runs in front of a person.
 pub const QUIET: &str = "warn";

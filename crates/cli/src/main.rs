@@ -15,6 +15,7 @@ mod connect;
 mod demo;
 mod drill;
 mod fail;
+mod files;
 mod logs;
 mod member;
 mod privileges;

@@ -5,7 +5,7 @@ use crate::{
     arguments::RestoreHow,
     connect::{self, Scene},
     fail::Fail,
-    member, privileges, show,
+    files, member, privileges, show,
     terminal::Bar,
 };
 use nix::unistd::Uid;
@@ -39,14 +39,13 @@ pub fn threads() -> usize {
 
 /// Does it.
 pub fn run(scene: &Scene, how: &RestoreHow) -> Result<(), Fail> {
+    if let Some(name) = &how.files {
+        return files::restore(scene, how, name);
+    }
     let goal = goal(how)?;
     let tablespaces = tablespaces(&how.tablespaces)?;
     // Asked before this becomes another user: the token is the present one's to read.
-    let place = match (&how.folder, &how.key_file, &how.place) {
-        (_, _, Some(file)) => from_file(file)?,
-        (Some(folder), Some(file), _) => from_folder(folder, file)?,
-        _ => connect::block_on(from_cluster(scene, how.repository.clone()))?,
-    };
+    let place = place(scene, how)?;
     if Uid::effective().is_root() {
         let user =
             scene.read_config().map(|config| config.user).unwrap_or_else(|_| how.user.clone());
@@ -77,6 +76,15 @@ pub fn run(scene: &Scene, how: &RestoreHow) -> Result<(), Fail> {
         told(scene, &target, &restored.map_err(failed)?);
         Ok(())
     })
+}
+
+/// The repository that is meant.
+pub fn place(scene: &Scene, how: &RestoreHow) -> Result<Place, Fail> {
+    match (&how.folder, &how.key_file, &how.place) {
+        (_, _, Some(file)) => from_file(file),
+        (Some(folder), Some(file), _) => from_folder(folder, file),
+        _ => connect::block_on(from_cluster(scene, how.repository.clone())),
+    }
 }
 
 /// Does it, with a bar.

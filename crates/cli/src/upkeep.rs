@@ -3,7 +3,7 @@
 use crate::{
     connect::{self, Scene},
     fail::Fail,
-    privileges, restore, show, terminal,
+    files, privileges, restore, show, terminal,
 };
 use sempre_api::{codes, units::show_bytes};
 use sempre_backup::{Progress, Repository, VerifyOptions};
@@ -51,9 +51,15 @@ pub fn verify(scene: &Scene, backup: Option<&str>, repository: Option<String>) -
             Ok::<_, sempre_backup::Error>(verified)
         };
         let verified = restore::drawn(place.name.clone(), &progress, work).await.map_err(failed)?;
+        let (snapshots, damaged_files) = match backup {
+            Some(_) => (0, Vec::new()),
+            None => files::verify(&place).await?,
+        };
         if scene.json {
             show::print_json(&json!({
                 "repository": place.name,
+                "snapshots_of_files": snapshots,
+                "damaged_files": damaged_files,
                 "backups": verified.backups,
                 "objects": verified.objects,
                 "bytes": verified.bytes,
@@ -72,11 +78,20 @@ pub fn verify(scene: &Scene, backup: Option<&str>, repository: Option<String>) -
                 verified.objects,
                 show_bytes(verified.bytes)
             ));
+            if snapshots > 0 {
+                show::print(&format!("{snapshots} snapshots of files\n"));
+            }
+        }
+        if !damaged_files.is_empty() && verified.damages.is_empty() {
+            let what = format!("files in {} are damaged", place.name);
+            return Err(Fail::coded(codes::REPOSITORY, what, damaged_files.join("\n")).next(
+                "Databases' backups are fine. `restic repair packs` and `restic repair snapshots` (from 0.16 on) take what is damaged out; the next backup stores anew what still exists.",
+            ));
         }
         if verified.damages.is_empty() {
             return Ok(());
         }
-        let mut lines = Vec::new();
+        let mut lines = damaged_files;
         for damage in &verified.damages {
             lines.push(format!("{}: {}", damage.key, damage.why));
             for harm in &damage.harms {
@@ -102,7 +117,8 @@ pub fn prune(
     connect::block_on_threads(async {
         let repository = open(&place).await?;
         let rules = retention(&policy);
-        let plan = plan_prune(&repository, &rules).await.map_err(failed)?;
+        let mut plan = plan_prune(&repository, &rules).await.map_err(failed)?;
+        plan.extend(files::plan(&place, &rules).await?);
         if dry_run && scene.json {
             show::print_json(&plan);
             return Ok(());
@@ -121,18 +137,21 @@ pub fn prune(
         let going = plan.iter().filter(|verdict| !verdict.is_kept()).count();
         terminal::confirm(yes, &format!("Remove {going} backups, and what nothing refers to?"))?;
         let pruned = do_prune(&repository, &rules).await.map_err(failed)?;
+        let snapshots = files::prune(&place, &rules).await?;
         if scene.json {
             show::print_json(&json!({
                 "repository": place.name,
                 "backups": pruned.backups,
+                "snapshots_of_files": snapshots,
                 "bytes": pruned.bytes,
                 "wal_segments": pruned.wal_segments,
                 "blocked": pruned.blocked,
             }));
         } else {
             show::print(&format!(
-                "{} backups, {} and {} WAL segments removed\n",
+                "{} backups, {} snapshots of files, {} and {} WAL segments removed\n",
                 pruned.backups.len(),
+                snapshots.len(),
                 show_bytes(pruned.bytes),
                 pruned.wal_segments
             ));

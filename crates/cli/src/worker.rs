@@ -25,7 +25,9 @@ pub fn run() -> Result<(), Fail> {
     };
     let nice = match &job {
         Job::Archive { .. } => NICE_OF_ARCHIVES,
-        Job::BaseBackup { .. } | Job::Fill(_) | Job::Drill(_) => NICE_OF_BACKUPS,
+        Job::BaseBackup { .. } | Job::Fill(_) | Job::Drill(_) | Job::Files { .. } => {
+            NICE_OF_BACKUPS
+        }
     };
     privileges::be_nice(nice);
     // Who gave the job is gone when this ends, and nobody would hear of what comes of it.

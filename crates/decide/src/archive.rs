@@ -26,7 +26,7 @@ pub fn archiver(
 }
 
 /// After a base backup that failed, the next one is due so much later, at the most: ms.
-const RETRY_MAX_MS: u64 = 15 * 60_000;
+pub(crate) const RETRY_MAX_MS: u64 = 15 * 60_000;
 
 /// Repositories in which a base backup is due, by the policy's interval.
 pub fn due(record: &Record, now_unix_ms: u64) -> Vec<String> {

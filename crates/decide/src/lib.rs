@@ -13,6 +13,7 @@
 pub mod archive;
 pub mod detect;
 pub mod drill;
+pub mod files;
 pub mod leader;
 pub mod lease;
 pub mod member;

@@ -28,6 +28,15 @@ pub struct Set {
     pub excludes: Vec<String>,
 }
 
+/// How it is backed up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct How {
+    /// Read everything, even what has the size and the times of the snapshot before.
+    pub full: bool,
+    /// The most that is read, bytes a second.
+    pub max_bytes_per_s: Option<u64>,
+}
+
 /// What was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Made {
@@ -48,9 +57,7 @@ pub struct Made {
 impl Files {
     /// Backs a set up. A file that cannot be read fails it: a snapshot is whole, or is not there. What was
     /// stored until then is not stored again the next time.
-    ///
-    /// Files are taken for unchanged where size and times are those of the snapshot before, unless `full`.
-    pub async fn back_up(&self, set: &Set, full: bool, progress: Arc<Progress>) -> Result<Made> {
+    pub async fn back_up(&self, set: &Set, how: How, progress: Arc<Progress>) -> Result<Made> {
         if let Some(path) = set.paths.iter().find(|path| !path.is_absolute()) {
             return Err(Error::Refused(format!("{} is no absolute path", path.display())));
         }
@@ -60,7 +67,7 @@ impl Files {
         self.init().await?;
         let (files, set, runtime) = (self.clone(), set.clone(), Handle::current());
         blocking(&self.place(), "back the files up", move || {
-            files.back_up_here(&set, full, runtime, progress)
+            files.back_up_here(&set, how, runtime, progress)
         })
         .await
     }
@@ -68,20 +75,21 @@ impl Files {
     fn back_up_here(
         &self,
         set: &Set,
-        full: bool,
+        how: How,
         runtime: Handle,
         progress: Arc<Progress>,
     ) -> Result<Made> {
         let (place, began) = (self.place(), Instant::now());
         let failed = |error| Error::library("back the files up", &place)(error);
-        let watch = Arc::new(Watch::default());
+        let watch = Arc::new(Watch::new(how.max_bytes_per_s));
         let source = Source::new(set, watch.clone())?;
         let opened = self.open(runtime, Some(watch.clone()), Some(progress))?;
         let before = list(&opened, &place)?.into_iter().rfind(|s| s.tags.contains(&tag(&set.name)));
         let opened = opened.to_indexed_ids().map_err(failed)?;
         let mut group = SnapshotGroupCriterion::new();
         group.tags = true;
-        let mut parent = ParentOptions::default().group_by(group).force(full || before.is_none());
+        let mut parent =
+            ParentOptions::default().group_by(group).force(how.full || before.is_none());
         if let Some(before) = &before {
             parent = parent.parents(vec![before.id.to_hex().to_string()]);
         }

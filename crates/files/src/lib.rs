@@ -18,7 +18,7 @@ mod restore;
 mod retention;
 mod source;
 
-pub use back_up::{Made, Set};
+pub use back_up::{How, Made, Set};
 pub use error::{Error, Result};
 pub use repository::{Checked, Files, Snapshot};
 pub use restore::Restored;

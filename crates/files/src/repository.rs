@@ -17,6 +17,9 @@ use tokio::runtime::Handle;
 
 /// In front of a set's name in the tag of its snapshots.
 const TAG_PREFIX: &str = "sempre:";
+/// `restic` makes the folder of its locks itself where there is none. Run by root, it would be root's, and
+/// closed to us.
+const LOCKS_NOTE: &str = "The program restic keeps its locks here while it runs.\n";
 /// Of so many findings it is said what they are.
 const SAID_MAX: usize = 10;
 
@@ -27,6 +30,8 @@ pub(crate) type Opened = Repository<OpenStatus>;
 pub struct Files {
     pub(crate) store: Arc<dyn Store>,
     key: sempre_backup::Secret,
+    /// One that is about to replace it.
+    next_key: Option<sempre_backup::Secret>,
 }
 
 /// A snapshot, as listed.
@@ -61,6 +66,10 @@ pub struct Checked {
     pub damages: Vec<String>,
 }
 
+fn locks_note() -> String {
+    format!("{PREFIX}locks/note")
+}
+
 /// The tag of a set's snapshots.
 pub(crate) fn tag(set: &str) -> String {
     format!("{TAG_PREFIX}{set}")
@@ -69,16 +78,17 @@ pub(crate) fn tag(set: &str) -> String {
 impl Files {
     /// The files beside what else is in the store. Nothing is read yet.
     pub fn new(store: Arc<dyn Store>, key: sempre_backup::Secret) -> Self {
-        Self { store, key }
+        Self { store, key, next_key: None }
+    }
+
+    /// Likewise while the key is being replaced: one of both opens them.
+    pub fn or_key(self, next_key: Option<sempre_backup::Secret>) -> Self {
+        Self { next_key, ..self }
     }
 
     /// Where it is, for messages.
     pub(crate) fn place(&self) -> String {
         format!("{} ({})", self.store.name(), PREFIX.trim_end_matches('/'))
-    }
-
-    fn credentials(&self) -> Credentials {
-        Credentials::password(self.key.to_text())
     }
 
     /// Is there anything?
@@ -112,9 +122,15 @@ impl Files {
         watch: Option<Arc<Watch>>,
         progress: Option<Arc<Progress>>,
     ) -> Result<Opened> {
-        self.library(runtime, watch, progress)?
-            .open(&self.credentials())
-            .map_err(Error::library("open the files", &self.place()))
+        let library = self.library(runtime, watch, progress)?;
+        let open = |key: &sempre_backup::Secret| {
+            let opened = library.clone().open(&Credentials::password(key.to_text()));
+            opened.map_err(Error::library("open the files", &self.place()))
+        };
+        match (open(&self.key), &self.next_key) {
+            (Err(Error::WrongKey { .. }), Some(next_key)) => open(next_key),
+            (opened, _) => opened,
+        }
     }
 
     /// Makes the repository unless there is one.
@@ -135,11 +151,20 @@ impl Files {
         let (files, runtime) = (self.clone(), Handle::current());
         blocking(&self.place(), "make the repository of files", move || {
             let (key, config) = (KeyOptions::default(), ConfigOptions::default());
-            let made =
-                files.library(runtime, None, None)?.init(&files.credentials(), &key, &config);
+            // Who replaces the key looks for files afterwards only.
+            let password = files.next_key.as_ref().unwrap_or(&files.key).to_text();
+            let made = files.library(runtime, None, None)?.init(
+                &Credentials::password(password),
+                &key,
+                &config,
+            );
             made.map(|_| ()).map_err(Error::library("make the repository of files", &files.place()))
         })
         .await?;
+        match self.store.put_new(&locks_note(), LOCKS_NOTE.into()).await {
+            Ok(()) | Err(sempre_backup::Error::Exists { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
         Ok(self.store.barrier().await?)
     }
 
@@ -187,7 +212,7 @@ impl Files {
         .await
     }
 
-    /// Gives the repository another key, and takes the present one away.
+    /// Gives the repository another key, and takes the present one away. Broken off, it goes on where it was.
     pub async fn change_key(&self, new: &sempre_backup::Secret) -> Result<()> {
         if !self.exist().await? {
             return Ok(());
@@ -196,11 +221,18 @@ impl Files {
         blocking(&self.place(), "change the key of the files", move || {
             let place = files.place();
             let failed = |error| Error::library("change the key of the files", &place)(error);
-            let opened = files.open(runtime.clone(), None, None)?;
+            let other = Files::new(files.store.clone(), new.clone());
+            let files = Files { next_key: None, ..files };
+            let opened = match files.open(runtime.clone(), None, None) {
+                // It was done before.
+                Err(Error::WrongKey { .. }) => {
+                    return other.open(runtime, None, None).map(|_| ());
+                }
+                opened => opened?,
+            };
             let old = *opened.key_id();
             opened.add_key(&new.to_text(), &KeyOptions::default()).map_err(failed)?;
             // The old one goes when the new one was seen to open it.
-            let other = Files::new(files.store.clone(), new);
             let opened = other.open(runtime, None, None)?;
             match old {
                 Some(old) => opened.delete_key(&old).map_err(failed),

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Tree, files, progress, set};
 use sempre_backup::{Retention, Secret};
-use sempre_files::Error;
+use sempre_files::{Error, How};
 use std::{fs, os::unix::ffi::OsStrExt, path::Path, process::Command};
 
 /// Bytes of the file that has two names, and is restored once.
@@ -46,7 +46,7 @@ async fn restic_lists_checks_and_restores_what_we_wrote_and_so_do_we() -> anyhow
     let key = Secret::random();
     let files = files(root.path(), &key);
     let set = set("uploads", &source);
-    let made = files.back_up(&set, false, progress()).await?;
+    let made = files.back_up(&set, How::default(), progress()).await?;
     assert_eq!((made.vanished, made.changed), (0, 0));
 
     let restic = Restic::of(root.path(), &key);
@@ -68,13 +68,17 @@ async fn restic_lists_checks_and_restores_what_we_wrote_and_so_do_we() -> anyhow
     tree.expect_at(&by_us.join(below));
     assert!(tree.is_sparse(&by_us.join(below)), "holes stay holes");
 
+    // A limit is kept.
+    let slow = How { full: true, max_bytes_per_s: Some(40_000_000) };
+    let limited = files.back_up(&set, slow, progress()).await?;
+    assert!(limited.took_ms > (limited.bytes - LINKED) / 40_000, "{limited:?}");
     // Files that restic adds to our snapshots do not harm ours, and are left alone by retention.
     restic.expect(&["backup", source.join("plain").to_str().unwrap()]);
-    let again = files.back_up(&set, false, progress()).await?;
+    let again = files.back_up(&set, How::default(), progress()).await?;
     assert!(again.stored_bytes < 20_000, "nothing is new: {again:?}");
     let rules = Retention { last: 1, ..Retention::default() };
     let pruned = files.prune(&rules, again.took_ms).await?;
-    assert_eq!(pruned.snapshots, std::slice::from_ref(&made.id));
+    assert_eq!(pruned.snapshots, [made.id.clone(), limited.id]);
     let left: Vec<_> = files.snapshots().await?.into_iter().map(|s| (s.set, s.id)).collect();
     assert_eq!(left.len(), 2);
     assert!(left.contains(&(Some("uploads".into()), again.id.clone())), "{left:?}");
@@ -101,10 +105,10 @@ async fn what_changed_is_stored_and_each_snapshot_comes_back_as_it_was() -> anyh
     fs::create_dir(source.join("cache"))?;
     fs::write(source.join("cache/z"), "gone")?;
     before.restore_times(&source);
-    let first = files.back_up(&set, false, progress()).await?;
+    let first = files.back_up(&set, How::default(), progress()).await?;
     fs::write(source.join("plain"), "another text")?;
     fs::remove_file(source.join("deep/er/big"))?;
-    let second = files.back_up(&set, false, progress()).await?;
+    let second = files.back_up(&set, How::default(), progress()).await?;
     assert_ne!(first.id, second.id);
     let restic = Restic::of(root.path(), &key);
     let listed = restic.expect(&["ls", &second.id]);
@@ -134,10 +138,10 @@ async fn another_key_opens_nothing_until_the_key_is_changed() -> anyhow::Result<
     fs::write(source.join("a"), "a")?;
     let (key, other) = (Secret::random(), Secret::random());
     let (ours, theirs) = (files(root.path(), &key), files(root.path(), &other));
-    ours.back_up(&set("data", &source), false, progress()).await?;
+    ours.back_up(&set("data", &source), How::default(), progress()).await?;
     let refused = theirs.snapshots().await;
     assert!(matches!(refused, Err(Error::WrongKey { .. })), "{refused:?}");
-    let refused = theirs.back_up(&set("data", &source), false, progress()).await;
+    let refused = theirs.back_up(&set("data", &source), How::default(), progress()).await;
     assert!(matches!(refused, Err(Error::WrongKey { .. })), "{refused:?}");
     assert!(!Restic::of(root.path(), &other).run(&["snapshots"]).0);
 
@@ -156,7 +160,7 @@ async fn one_byte_that_is_wrong_is_found_and_never_restored() -> anyhow::Result<
     let tree = Tree::make(&source);
     let key = Secret::random();
     let files = files(root.path(), &key);
-    files.back_up(&set("data", &source), false, progress()).await?;
+    files.back_up(&set("data", &source), How::default(), progress()).await?;
     assert_eq!(files.check(progress()).await?.damages, Vec::<String>::new());
 
     let packs = common::objects(&root.path().join("store/files/data"));
@@ -183,7 +187,7 @@ async fn one_byte_that_is_wrong_is_found_and_never_restored() -> anyhow::Result<
     // Without its own file it is not begun anew over what is there.
     let config = root.path().join("store/files/config");
     fs::rename(&config, root.path().join("config"))?;
-    let begun = files.back_up(&set("data", &source), false, progress()).await;
+    let begun = files.back_up(&set("data", &source), How::default(), progress()).await;
     assert!(matches!(begun, Err(Error::Damaged { .. })), "{begun:?}");
     assert!(!files.check(progress()).await?.damages.is_empty());
     Ok(())
@@ -210,7 +214,7 @@ async fn what_cannot_be_read_fails_the_backup_and_leaves_no_snapshot() -> anyhow
     std::os::unix::fs::symlink(&source, root.path().join("link"))?;
     for (path, word) in cases {
         set.paths = vec![source.clone(), path.to_owned()];
-        let made = files.back_up(&set, false, progress()).await;
+        let made = files.back_up(&set, How::default(), progress()).await;
         let Err(Error::Unreadable { count: 1, first }) = made else {
             panic!("{}: {made:?}", path.display())
         };
@@ -225,7 +229,7 @@ async fn what_cannot_be_read_fails_the_backup_and_leaves_no_snapshot() -> anyhow
         fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o000))?;
         set.paths = vec![source.clone()];
         assert!(matches!(
-            files.back_up(&set, false, progress()).await,
+            files.back_up(&set, How::default(), progress()).await,
             Err(Error::Unreadable { .. })
         ));
         fs::remove_dir(&closed)?;
@@ -233,7 +237,7 @@ async fn what_cannot_be_read_fails_the_backup_and_leaves_no_snapshot() -> anyhow
 
     // What was stored meanwhile is there already, and the next one is whole.
     set.paths = vec![source.clone()];
-    let made = files.back_up(&set, false, progress()).await?;
+    let made = files.back_up(&set, How::default(), progress()).await?;
     assert_eq!(files.snapshots().await?.len(), 1);
     assert_eq!(made.bytes, 300_000);
     Restic::of(root.path(), &key).expect(&["check", "--read-data"]);
@@ -248,16 +252,16 @@ async fn what_a_crash_left_of_the_beginning_does_not_stand_in_the_way() -> anyho
     fs::write(source.join(std::ffi::OsStr::from_bytes(b"\xff")), "a")?;
     let key = Secret::random();
     let files = files(root.path(), &key);
-    files.back_up(&set("data", &source), false, progress()).await?;
+    files.back_up(&set("data", &source), How::default(), progress()).await?;
     // As after a crash between the key and the file that makes it a repository.
     let store = root.path().join("store/files");
-    for gone in ["config", "data", "index", "snapshots"] {
+    for gone in ["config", "data", "index", "locks", "snapshots"] {
         let path = store.join(gone);
         if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
     }
     assert_eq!(common::objects(&store).len(), 1, "its key");
     assert!(files.snapshots().await?.is_empty());
-    files.back_up(&set("data", &source), false, progress()).await?;
+    files.back_up(&set("data", &source), How::default(), progress()).await?;
     assert_eq!(common::objects(&store.join("keys")).len(), 1);
     Restic::of(root.path(), &key).expect(&["check", "--read-data"]);
     Ok(())

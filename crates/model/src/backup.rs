@@ -1,5 +1,9 @@
 //! What the record knows of backups: where the repositories are, what was ordered, what came of it.
 
+mod files;
+
+pub use files::{FILE_SETS_MAX, FileSet, FilesChange, FilesOrder, KeptFiles, files_progress};
+
 use crate::{
     care::BackupAlarm,
     command::{Rejected, refused, stale},
@@ -182,6 +186,9 @@ pub struct Backups {
     /// Keys that are about to replace a repository's: until that is done, one of both opens it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub next_keys: BTreeMap<String, BackupKey>,
+    /// Sets of files that are backed up too, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, KeptFiles>,
 }
 
 impl Backups {
@@ -337,6 +344,13 @@ pub enum BackupChange {
         /// In words.
         outcome: Result<String, String>,
     },
+    /// Of a set of files.
+    Files {
+        /// Its name.
+        name: String,
+        /// What.
+        change: FilesChange,
+    },
 }
 
 /// The name under which a repository's archiver has a replication slot on each member, so that the next
@@ -351,9 +365,14 @@ impl Record {
         at_unix_ms: u64,
         change: &BackupChange,
     ) -> Result<Option<(String, String)>, Rejected> {
+        if let BackupChange::Files { name, change } = change {
+            return self.change_files(at_unix_ms, name, change);
+        }
         let event = |text: String| Ok(Some(("backup".to_owned(), text)));
         let backups = &mut self.backups;
         match change {
+            // Above.
+            BackupChange::Files { .. } => Ok(None),
             BackupChange::PutRepository { name, repository } => {
                 if name.len() > NAME_MAX || MemberId::new(name.as_str()).is_err() {
                     return Err(refused(format!(
@@ -382,6 +401,7 @@ impl Record {
                 backups.fills.retain(|_, from| from != name);
                 backups.alarms.remove(name);
                 backups.next_keys.remove(name);
+                backups.files.retain(|_, kept| kept.set.repository != *name);
                 event(format!("repository {name} is no longer used; what is in it stays"))
             }
             BackupChange::Order { repository, member, full } => {

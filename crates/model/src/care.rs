@@ -64,6 +64,11 @@ impl Backups {
                 order.member
             )));
         }
+        if self.files_are_written(repository) {
+            return Err(refused(format!(
+                "files are being backed up in {repository}: wait until that is done"
+            )));
+        }
         if self.next_keys.contains_key(repository) {
             return Err(refused(format!("the key of {repository} is being replaced already")));
         }

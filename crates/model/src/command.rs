@@ -360,6 +360,7 @@ impl Record {
                 self.scheduled_restarts.remove(name);
                 self.reinits.remove(name);
                 self.backups.fills.remove(name);
+                self.backups.forget_orders_of(name);
                 event("remove", format!("{name} removed"))
             }
             Change::SetPolicy { policy, expect_version } => {

@@ -11,6 +11,9 @@ pub enum Error {
     /// With the repository.
     #[error(transparent)]
     Repository(#[from] sempre_backup::Error),
+    /// With files.
+    #[error(transparent)]
+    Files(#[from] sempre_files::Error),
     /// With serving a backup that is not there yet.
     #[error(transparent)]
     Instant(#[from] sempre_instant::Error),

@@ -3,8 +3,12 @@
 //!
 //! The job comes as one line of JSON; what it says is lines of JSON.
 
-use crate::{Archive, BaseBackup, Drill, Feed, Fill, Filled, Place, Result, back_up, prune};
+use crate::{
+    Archive, BaseBackup, Drill, Feed, FileSet, Fill, Filled, Place, Result, back_up,
+    clock::unix_ms, prune,
+};
 use sempre_backup::{Options, Progress, Retention};
+use sempre_files::How;
 use sempre_model::backup::{ArchiveView, BackupMade, BackupProgress, Proof};
 use sempre_postgres::Instance;
 use serde::{Deserialize, Serialize};
@@ -61,6 +65,19 @@ pub enum Job {
     Fill(Fill),
     /// Try a restore.
     Drill(Drill),
+    /// Back files up.
+    Files {
+        /// Which.
+        set: FileSet,
+        /// Where to.
+        place: Place,
+        /// Read everything, even what looks unchanged.
+        full: bool,
+        /// The most that is read, bytes a second.
+        max_bytes_per_s: Option<u64>,
+        /// What is kept once it is made.
+        retention: Retention,
+    },
 }
 
 /// What a worker says.
@@ -162,6 +179,29 @@ impl Job {
             Job::Drill(drill) => {
                 let proof = drill.run(fetch_command(), Arc::default()).await;
                 Ok(Worked::Proved(proof?))
+            }
+            Job::Files { set, place, full, max_bytes_per_s, retention } => {
+                let files = place.files()?;
+                let progress = Arc::new(Progress::default());
+                let telling = tokio::spawn(tell(progress.clone(), say));
+                let how = How { full, max_bytes_per_s };
+                let made = files.back_up(&set, how, progress).await;
+                telling.abort();
+                let made = made?;
+                let (vanished, changed) = (made.vanished, made.changed);
+                tracing::info!(files = %set.name, vanished, changed, "snapshot {}", made.id);
+                if let Err(error) = files.prune(&retention, unix_ms()).await {
+                    tracing::warn!("what retention does not keep is still there: {error}");
+                }
+                let (id, took_ms) = (made.id, made.took_ms);
+                let (bytes, stored_bytes) = (made.bytes, made.stored_bytes);
+                Ok(Worked::Backup(BackupMade {
+                    id,
+                    bytes,
+                    stored_bytes,
+                    took_ms,
+                    alarms: Vec::new(),
+                }))
             }
         }
     }

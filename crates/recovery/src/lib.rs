@@ -30,5 +30,6 @@ pub use place::{Place, new_store};
 pub use prove::{Proved, prove};
 pub use prune::{Pruned, plan_prune, prune, retention};
 pub use restore::{Recovered, Restore};
+pub use sempre_files::{Error as FilesError, Set as FileSet, Snapshot as FilesSnapshot};
 pub use sempre_instant::Phase;
 pub use spool::serve_segment;

@@ -2,6 +2,7 @@
 
 use crate::Result;
 use sempre_backup::{Folder, Patience, Repository, S3, S3Config, Secret, Store};
+use sempre_files::Files;
 use sempre_model::backup::{BackupKey, Bucket, StoreAt};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -35,6 +36,14 @@ impl Place {
             }
             (opened, _) => Ok(opened?),
         }
+    }
+}
+
+impl Place {
+    /// Its files.
+    pub fn files(&self) -> Result<Files> {
+        let next_key = self.next_key.as_ref().map(|next| Secret::from_text(&next.0)).transpose()?;
+        Ok(Files::new(self.store()?, Secret::from_text(&self.key.0)?).or_key(next_key))
     }
 }
 

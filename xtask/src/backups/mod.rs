@@ -9,6 +9,7 @@
 //! little more than there ever was at one time.
 
 mod figures;
+mod files;
 mod peer;
 mod server;
 mod tool;
@@ -48,11 +49,17 @@ pub struct Arguments {
     /// Leave pgBackRest out
     #[arg(long)]
     alone: bool,
+    /// Folders of files of this size, beside restic, instead of a database
+    #[arg(long)]
+    files: bool,
 }
 
 pub fn main(arguments: &Arguments) -> Result<bool> {
+    if arguments.files {
+        files::ready()?;
+    }
     ensure!(
-        arguments.alone || peer::installed(),
+        arguments.files || arguments.alone || peer::installed(),
         "pgBackRest is not installed: `scripts/peers.sh` gets it (package pgbackrest), and `--alone` does without"
     );
     enough_space(&arguments.folder, arguments.size_mb)?;
@@ -62,6 +69,9 @@ pub fn main(arguments: &Arguments) -> Result<bool> {
         Some(binary) => binary.clone(),
         None => crate::project::build_sempre()?,
     };
+    if arguments.files {
+        return files::main(arguments, &binary);
+    }
     let server = Server::start(&binary, &arguments.folder, !arguments.alone)?;
     eprintln!("filling a database of {} MB", arguments.size_mb);
     server.fill(arguments.size_mb)?;

@@ -2,6 +2,8 @@
 //! backups that the record asks it for. The work itself is done by processes of their own.
 
 mod drills;
+mod files;
+mod order_files;
 mod orders;
 mod rotate;
 mod worker;
@@ -16,7 +18,7 @@ use sempre_consensus::Consensus;
 use sempre_decide::{archive::archiver, drill};
 use sempre_model::{
     Command, MemberId, Phase, Record,
-    backup::{ArchiveView, BackupChange, BackupProgress, archiver_of},
+    backup::{ArchiveView, BackupChange, BackupProgress, archiver_of, files_progress},
     command::Change,
     observation::{ProcessState, Role},
 };
@@ -149,7 +151,11 @@ impl Keeper {
         let is_there = |wanted: fn(String) -> Key, name: &String| there(&wanted(name.clone()));
         self.view.archives.retain(|name, _| is_there(Key::Archive, name));
         self.view.backing_up.retain(|name, _| {
-            wanted.keys().any(|key| matches!(key, Key::Backup(of, _) if of == name))
+            wanted.keys().any(|key| match key {
+                Key::Archive(_) | Key::Drill(..) | Key::Once => false,
+                Key::Backup(of, _) => of == name,
+                Key::Files(of, _) => files_progress(of) == *name,
+            })
         });
         self.view.troubles.retain(|name, _| is_there(Key::Archive, name));
         let drills = self.running.keys().any(|key| matches!(key, Key::Drill(..)));
@@ -189,6 +195,7 @@ impl Keeper {
                 tracing::warn!(%error, "a base backup is due, and was not ordered");
             }
         }
+        self.order_files(&shown, now).await;
         self.order_drills().await;
     }
 
@@ -235,6 +242,9 @@ impl Keeper {
             {
                 want(Key::Drill(name.clone(), order.version), job);
             }
+        }
+        for (key, job) in files::wanted(record, &shown.me) {
+            want(key, job);
         }
         wanted
     }
@@ -302,6 +312,12 @@ impl Keeper {
             (Key::Backup(name, _), Report::Said(Said::Progress(progress))) => {
                 self.view.backing_up.insert(name, progress);
             }
+            (Key::Files(name, _), Report::Said(Said::Progress(progress))) => {
+                self.view.backing_up.insert(files_progress(&name), progress);
+            }
+            (key @ Key::Files(..), Report::Said(Said::Done(Worked::Backup(made)))) => {
+                self.end_files(key, Ok(made)).await;
+            }
             (key @ Key::Backup(..), Report::Said(Said::Done(Worked::Backup(made)))) => {
                 self.end(key, Ok(made)).await;
             }
@@ -323,6 +339,7 @@ impl Keeper {
                     Key::Backup(..) => self.end(key, Err(why)).await,
                     Key::Drill(..) => self.end_drill(key, Err(why)).await,
                     Key::Once => {}
+                    Key::Files(..) => self.end_files(key, Err(why)).await,
                 }
             }
             _ => {}

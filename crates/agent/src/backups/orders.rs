@@ -1,6 +1,6 @@
 //! What operators ask about backups.
 
-use super::{place_of, source};
+use super::{order_files, place_of, source};
 use crate::{clock, looper::Shown, majority, service::not_proposed};
 use sempre_api::{
     ActionError, BackupRequest,
@@ -102,6 +102,7 @@ impl Orders {
             BackupRequest::RotateKey { repository } => {
                 self.rotate(record, which(record, repository.as_deref())?).await
             }
+            BackupRequest::Files(request) => self.answer_files(&shown, request).await,
             BackupRequest::Prove { repository, outcome } => {
                 let version = self.propose(BackupChange::Prove { repository, outcome }).await?;
                 Ok(json!({"version": version}))
@@ -182,7 +183,7 @@ fn told(record: &Record, repository: &str, backup: &str) -> bool {
 }
 
 /// The repository of this name, or the only one.
-fn which<'a>(record: &'a Record, name: Option<&str>) -> Result<&'a str, ActionError> {
+pub(super) fn which<'a>(record: &'a Record, name: Option<&str>) -> Result<&'a str, ActionError> {
     let known = &record.backups.repositories;
     let found = match name {
         Some(name) => known.get_key_value(name).map(|(name, _)| name),
@@ -232,6 +233,7 @@ async fn listing(place: &Place) -> Result<Listing, ActionError> {
         codes::REPOSITORY
             .error(format!("repository {} is not usable", place.name), error.to_string())
     })?;
+    let files = order_files::snapshots(place).await?;
     let windows = windows(&backups, &coverage, clock::now_unix_ms());
     let listed = |backup: sempre_backup::Backup| ListedBackup {
         held: held.contains(&backup.id),
@@ -267,5 +269,6 @@ async fn listing(place: &Place) -> Result<Listing, ActionError> {
             })
             .collect(),
         stored_bytes,
+        files,
     })
 }

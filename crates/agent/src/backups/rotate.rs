@@ -29,6 +29,9 @@ impl Orders {
         };
         let (old, new) = (secret(&known.key)?, secret(&next)?);
         opened.rotate(&old, &new).await.map_err(unfinished)?;
+        let files =
+            async { Ok::<_, sempre_recovery::Error>(known.files()?.change_key(&new).await?) };
+        files.await.map_err(unfinished)?;
         self.propose(BackupChange::Rotated { repository, key: next.clone() }).await?;
         let place = Place { key: next, next_key: None, ..known };
         Ok(serde_json::to_value(place).unwrap_or_default())
@@ -39,7 +42,7 @@ fn secret(key: &BackupKey) -> Result<Secret, ActionError> {
     Secret::from_text(&key.0).map_err(unfinished)
 }
 
-fn unfinished(error: sempre_backup::Error) -> ActionError {
+fn unfinished(error: impl std::fmt::Display) -> ActionError {
     let why = format!("{error}; the same command goes on with it");
     codes::REPOSITORY.error("the key is not replaced yet", why)
 }

@@ -21,6 +21,8 @@ pub(super) enum Key {
     Drill(String, u64),
     /// Something that is waited for.
     Once,
+    /// A backup of files, by the version of its order.
+    Files(String, u64),
 }
 
 /// What is heard of it.

@@ -28,11 +28,15 @@ pub fn render_backups(listings: &[Listing], now_unix_ms: u64, colours: bool, wid
         );
         if listing.backups.is_empty() {
             text += "  nothing can be restored yet: `sempre backup run` makes the first backup\n";
-            continue;
+        } else {
+            text += &table(listing, width);
+            text.push('\n');
+            text += &picture(listing, now_unix_ms, paint, width);
         }
-        text += &table(listing, width);
-        text.push('\n');
-        text += &picture(listing, now_unix_ms, paint, width);
+        if !listing.files.is_empty() {
+            text += &files(listing, width);
+            text.push('\n');
+        }
     }
     text
 }
@@ -71,6 +75,31 @@ fn note(backup: &ListedBackup, whole: bool) -> &'static str {
         (true, true, true) => "held",
         (true, true, false) => "",
     }
+}
+
+/// Snapshots of files, with their names as `restic` shows them.
+fn files(listing: &Listing, width: u16) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_width(width);
+    table.set_header(["  snapshot", "of files", "on", "size", "stored", "took", "made at"]);
+    for snapshot in &listing.files {
+        table.add_row([
+            format!("  {}", snapshot.id.get(..8).unwrap_or(&snapshot.id)),
+            snapshot.files.clone().unwrap_or_else(|| "(others)".to_owned()),
+            snapshot.member.clone(),
+            show_bytes(snapshot.bytes),
+            show_bytes(snapshot.stored_bytes),
+            show_ms(snapshot.took_ms),
+            show_time_short(snapshot.at_unix_ms),
+        ]);
+    }
+    for column in 3..=5 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.trim_fmt()
 }
 
 /// A line of time: `█` can be restored to, `·` cannot, `▲` is a backup.
@@ -115,6 +144,7 @@ fn words(window: &Window) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backup::ListedSnapshot;
     use sempre_model::{Lsn, MemberId, Timeline};
 
     fn backup(at: u64, reach: u64) -> ListedBackup {
@@ -155,8 +185,24 @@ mod tests {
             ],
             windows: vec![window(1_000_000, 4_000_000, false), window(7_000_000, 11_000_000, true)],
             stored_bytes: 3 << 30,
+            files: vec![ListedSnapshot {
+                id: "0123456789abcdef".into(),
+                files: Some("uploads".into()),
+                member: "m1".into(),
+                at_unix_ms: 2_000_000,
+                paths: vec!["/srv/uploads".into()],
+                entries: 7,
+                bytes: 9 << 20,
+                stored_bytes: 5 << 20,
+                took_ms: 432,
+            }],
         };
-        let empty = Listing { backups: Vec::new(), windows: Vec::new(), ..listing.clone() };
+        let empty = Listing {
+            backups: Vec::new(),
+            windows: Vec::new(),
+            files: Vec::new(),
+            ..listing.clone()
+        };
         insta::assert_snapshot!(render_backups(&[listing, empty], 11_000_000, false, 80));
     }
 }

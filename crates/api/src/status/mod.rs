@@ -3,6 +3,7 @@
 //! Its JSON is stable: fields are added, never renamed or removed. Times are ms, sizes bytes,
 //! positions text as PostgreSQL shows them.
 
+mod files;
 mod member;
 mod oddities;
 mod repositories;

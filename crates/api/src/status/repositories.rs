@@ -1,6 +1,6 @@
 //! Backup repositories, as the members know them.
 
-use super::{Oddity, oddities::odd};
+use super::{Oddity, files, oddities::odd};
 use crate::{
     Snapshot,
     backup::RepositoryStatus,
@@ -41,6 +41,7 @@ pub(super) fn repositories(snapshot: &Snapshot) -> Vec<RepositoryStatus> {
             proved: backups.proved.get(name).cloned(),
             alarms: backups.alarms.get(name).cloned().unwrap_or_default(),
             key_is_replaced: backups.next_keys.contains_key(name),
+            files: files::files(snapshot, name),
         }
     };
     backups.repositories.iter().map(status).collect()
@@ -104,6 +105,7 @@ pub(super) fn oddities(
             ));
         }
         care(repository, found);
+        files::oddities(snapshot, &repository.files, found);
     }
 }
 

@@ -13,6 +13,7 @@ mod certificates;
 mod disaster;
 mod drills;
 mod durability;
+mod files;
 mod from_backup;
 mod hand_over;
 mod logical;

@@ -2,6 +2,7 @@
 
 mod metadata;
 mod read;
+mod throttle;
 mod walk;
 
 pub(crate) use metadata::mode_from_go;
@@ -18,6 +19,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
+use throttle::Throttle;
 use walk::Walk;
 
 /// Of so many it is said why they were not read.
@@ -33,6 +35,7 @@ pub(crate) struct Watch {
     pub(crate) vanished: AtomicU64,
     /// Files that were written to while they were read.
     pub(crate) changed: AtomicU64,
+    throttle: Throttle,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +45,11 @@ struct Troubles {
 }
 
 impl Watch {
+    /// What is read is limited to so many bytes a second.
+    pub(crate) fn new(max_bytes_per_s: Option<u64>) -> Self {
+        Self { throttle: Throttle::new(max_bytes_per_s), ..Self::default() }
+    }
+
     /// This was not read.
     pub(crate) fn trouble(&self, path: &Path, why: impl Display) {
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);

@@ -56,6 +56,7 @@ impl Read for Reading {
             }
         };
         self.left -= got as u64;
+        self.watch.throttle.passed(got as u64);
         if self.left == 0 {
             self.note_change();
         }
