@@ -38,6 +38,7 @@ pub struct Said {
     pub(crate) process: ProcessState,
     pub(crate) role: Role,
     pub(crate) fenced: Option<Fenced>,
+    pub(crate) fenced_archives: BTreeMap<String, Fenced>,
     pub(crate) promised: Generation,
     pub(crate) attests_below: Generation,
     pub(crate) hand_over_ready: bool,
@@ -95,6 +96,10 @@ pub struct Agent {
     /// For the hand-over.
     pub hand_over_ready: bool,
     applying: bool,
+    /// The generation for which it fences, or has fenced, the repository; and what it found.
+    pub archive_fencing: Option<Generation>,
+    /// See there.
+    pub archive_fenced: Option<Fenced>,
     /// Under way to the disk: the promise, the longest grant.
     writing: [bool; 2],
     pub(crate) said: Option<Said>,
@@ -166,6 +171,7 @@ impl World {
         self.sample_sync(m);
         self.watch_streaming(m);
         self.keep_written(m);
+        self.keep_archive(m);
         self.hello(m, false);
         self.act(m);
         let interval = self.members[m].agent.record.policy.heartbeat_ms.max(20) * MS;

@@ -3,7 +3,7 @@
 
 use crate::clock::Micros;
 use sempre_decide::member::DataDir;
-use sempre_model::{Generation, SyncSet, observation::Role, policy::Durability};
+use sempre_model::{Generation, Lsn, SyncSet, Timeline, observation::Role, policy::Durability};
 use std::collections::BTreeMap;
 
 /// One record of the log.
@@ -62,6 +62,13 @@ impl Data {
     /// The timeline of the flushed end.
     pub fn timeline(&self) -> u32 {
         self.flushed.checked_sub(1).map_or(1, |i| self.log[i].timeline)
+    }
+
+    /// The timelines that it came from, each with where the next one begins.
+    pub fn ancestors(&self) -> Vec<(Timeline, Lsn)> {
+        let log = &self.log[..self.flushed];
+        let ends = log.windows(2).filter(|w| w[0].timeline != w[1].timeline);
+        ends.map(|w| (Timeline(w[0].timeline), Lsn(w[0].lsn))).collect()
     }
 
     /// The hash of the flushed end.
@@ -134,6 +141,8 @@ pub struct Sender {
     pub sync: SyncSet,
     /// The path in use.
     pub path: usize,
+    /// The member that the receiver runs on.
+    pub at: usize,
 }
 
 /// The walreceiver.
@@ -221,18 +230,18 @@ impl Database {
         self.running == Running::Up && self.role == Role::Primary
     }
 
-    /// Up to where `sync` is satisfied, seen with the walsenders' eyes. `order` gives members'
-    /// names.
+    /// Up to where `sync` is satisfied, seen with the walsenders' eyes. `names` are those of the
+    /// walsenders' keys.
     pub fn synced(
         &self,
         sync: &SyncSet,
         durability: Durability,
-        names: &[sempre_model::MemberId],
+        names: &[&sempre_model::MemberId],
     ) -> u64 {
         let mut flushed: Vec<u64> = self
             .senders
             .iter()
-            .filter(|(m, _)| sync.members.contains(&names[**m]))
+            .filter(|(m, _)| sync.members.contains(names[**m]))
             .filter_map(|(_, s)| s.flushed)
             .collect();
         if sync.k == 0 || flushed.len() < sync.k {

@@ -48,6 +48,7 @@ impl World {
             process: database.process.clone(),
             role: database.role,
             fenced: o.fenced.clone(),
+            fenced_archives: o.fenced_archives.clone(),
             promised: o.promised,
             attests_below: o.attests_below,
             hand_over_ready: o.hand_over_ready,

@@ -197,6 +197,10 @@ impl World {
                 self.receive(m, session, start, &records, timeline);
             }
             Msg::Flushed { session, lsn } => self.standby_flushed(m, from, session, lsn),
+            Msg::ConnectArchive { session } => self.accept_archiver(m, from, path, session),
+            Msg::ArchiveFlushed { session, lsn } => {
+                self.standby_flushed(m, self.archiver_key(), session, lsn);
+            }
             _ => {}
         }
     }
@@ -222,7 +226,8 @@ impl World {
             return;
         }
         let (now, sync) = (self.now, data.sync.clone());
-        let sender = Sender { session, sent: len, flushed: None, replied_at: now, sync, path };
+        let sender =
+            Sender { session, sent: len, flushed: None, replied_at: now, sync, path, at: from };
         self.members[m].db.senders.insert(from, sender);
         self.stream(m, true);
         self.oracle.dirty = true;
@@ -231,7 +236,7 @@ impl World {
     /// Sends what is flushed and was not sent; with `keep_alive`, a sign of life to all.
     pub fn stream(&mut self, m: usize, keep_alive: bool) {
         let standbys: Vec<usize> = self.members[m].db.senders.keys().copied().collect();
-        let timeline = self.members[m].data.timeline_known;
+        let (timeline, archiver) = (self.members[m].data.timeline_known, self.archiver_key());
         for standby in standbys {
             let machine = &mut self.members[m];
             let flushed = machine.data.flushed;
@@ -244,7 +249,12 @@ impl World {
             sender.sent = end.max(start);
             let records =
                 machine.data.log[start.min(flushed)..end.max(start.min(flushed))].to_vec();
-            self.send(m, standby, path, Msg::Wal { session, start, records, timeline });
+            let to = sender.at;
+            let msg = match standby == archiver {
+                true => Msg::ArchiveWal { session, start, records, timeline },
+                false => Msg::Wal { session, start, records, timeline },
+            };
+            self.send(m, to, path, msg);
         }
     }
 
@@ -294,7 +304,7 @@ impl World {
 
     fn standby_flushed(&mut self, m: usize, standby: usize, session: u64, lsn: u64) {
         let now = self.now;
-        let names = &self.names;
+        let names: Vec<_> = self.names.iter().chain([&self.archiver_name]).collect();
         let durability = self.members[m].agent.record.policy.durability;
         let db = &mut self.members[m].db;
         let Some(sender) = db.senders.get_mut(&standby).filter(|s| s.session == session) else {
@@ -304,8 +314,8 @@ impl World {
         sender.flushed = Some(sender.flushed.map_or(lsn, |old| old.max(lsn)));
         let sync = sender.sync.clone();
         // A walsender releases waiters only if it is in the sync set that it knows.
-        if sync.members.contains(&names[standby]) {
-            db.released = db.released.max(db.synced(&sync, durability, names));
+        if sync.members.contains(names[standby]) {
+            db.released = db.released.max(db.synced(&sync, durability, &names));
             self.release(m);
         }
         self.stream(m, false);

@@ -76,6 +76,29 @@ pub enum Msg {
         /** Sender's newest timeline. */
         timeline: u32,
     },
+    /// An archiver wants to stream.
+    ConnectArchive {
+        /** Of the archiver. */
+        session: u64,
+    },
+    /// As `Wal`, for an archiver.
+    ArchiveWal {
+        /** Of the archiver. */
+        session: u64,
+        /** Index. */
+        start: usize,
+        /** Records. */
+        records: Vec<Rec>,
+        /** Sender's newest timeline. */
+        timeline: u32,
+    },
+    /// The repository has it, up to here.
+    ArchiveFlushed {
+        /** Of the archiver. */
+        session: u64,
+        /** Position. */
+        lsn: u64,
+    },
     /// Flushed up to here.
     Flushed {
         /** Of the receiver. */
@@ -86,13 +109,14 @@ pub enum Msg {
 }
 
 impl Msg {
-    /// Which process it is for.
-    pub fn process(&self) -> Process {
+    /// Which process it is for, if it can be paused.
+    pub fn process(&self) -> Option<Process> {
         match self {
             Msg::Hello { .. } | Msg::Grant { .. } | Msg::Raft { .. } | Msg::Propose(_) => {
-                Process::Agent
+                Some(Process::Agent)
             }
-            _ => Process::Database,
+            Msg::ArchiveWal { .. } => None,
+            _ => Some(Process::Database),
         }
     }
 }
@@ -180,6 +204,29 @@ pub enum What {
         /** The walsender's standby. */
         sender: Option<usize>,
     },
+    /// The archiver's own timer.
+    ArchiverTick {
+        /** Of the archiver. */
+        session: u64,
+    },
+    /// WAL is in the repository; or it is known that it may be said.
+    Archived {
+        /** Of the archiver. */
+        session: u64,
+        /** Records. */
+        upto: usize,
+        /** It is there. */
+        durable: bool,
+    },
+    /// A member fences the repository (`put`), or reads how far it has come.
+    FenceArchive {
+        /** Life. */
+        life: u64,
+        /** For which. */
+        generation: Generation,
+        /** The fence; else reading. */
+        put: bool,
+    },
     /// A client's next move.
     Client {
         /** Which. */
@@ -255,12 +302,13 @@ impl Event {
     /// The process that handles it, if it can be paused.
     pub fn process(&self) -> Option<Process> {
         match &self.what {
-            What::Deliver { msg, .. } => Some(msg.process()),
+            What::Deliver { msg, .. } => msg.process(),
             What::Beat { .. }
             | What::RaftTick { .. }
             | What::Apply { .. }
             | What::Written { .. }
             | What::Step { .. }
+            | What::FenceArchive { .. }
             | What::Fence { .. } => Some(Process::Agent),
             What::Extend { .. } | What::Deadline => Some(Process::Guard),
             What::Flush { .. } | What::DatabaseTick { .. } | What::Reloaded { .. } => {

@@ -36,6 +36,10 @@ impl World {
         let pause = self.rng.range(every / 4, every * 2) * MS;
         self.at(pause, 0, What::Fault);
         let m = self.rng.index(self.members.len());
+        if self.scenario.archive && self.rng.chance(80) {
+            self.archive_fault();
+            return;
+        }
         if self.scenario.kind == Kind::Calm {
             self.calm_fault(m);
             return;
@@ -145,6 +149,7 @@ impl World {
         let now = self.now;
         let machine = &mut self.members[m];
         machine.powered = false;
+        machine.archiver = None;
         machine.deferred.clear();
         machine.data.lose_unflushed();
         machine.clock = machine.clock.rebooted(now);
@@ -247,6 +252,44 @@ impl World {
         self.at(delay, m, What::Mend(Mend::Silence));
         let delay = delay + self.rng.range(late, 5_000) * MS;
         self.at(delay, 0, What::Mend(Mend::Weather));
+    }
+
+    /// The repository hangs; or the primary's disk is lost, with all that was on it.
+    fn archive_fault(&mut self) {
+        if self.rng.chance(400) {
+            self.stats.count("fault: repository hangs");
+            let lasts_ms = self.rng.range(200, 5_000);
+            self.repository.hangs_until = self.now + lasts_ms * MS;
+            self.log(|| format!("FAULT the repository hangs for {lasts_ms} ms"));
+            return;
+        }
+        let record = self.newest().clone();
+        let Some(primary) = record.primary.as_ref().map(|p| self.index_of(p)) else { return };
+        let kept = record.phase == Phase::Serving
+            && record.sync.k > 0
+            && self.takes_clients(primary)
+            && self.members[primary].db.sync.k > 0
+            && self.members[primary].data.sync.k > 0
+            && self.scenario.keeps_commits()
+            // Not while a smaller sync set is on its way.
+            && self.members.iter().all(|m| m.raft.log.len() <= self.committed.len());
+        let spare = self.scenario.spare;
+        let whole = (0..self.members.len())
+            .filter(|m| self.members[*m].has_database && Some(*m) != spare)
+            .all(|m| self.members[m].data.present);
+        // Else it would take an operator: a former primary that was not compared cannot take over.
+        let successor = record.policy.recover_from_backup
+            || (0..self.members.len()).any(|m| {
+                let data = &self.members[m].data;
+                m != primary && data.present && !data.was_primary && !data.resting
+            });
+        if !kept || !whole || !successor {
+            return;
+        }
+        self.stats.count("fault: primary's disk lost");
+        self.log(|| format!("m{primary}: FAULT its data are lost"));
+        self.power_cut(primary, 6_000);
+        self.members[primary].data = Data::default();
     }
 
     fn disk_fault(&mut self, m: usize) {
@@ -404,11 +447,11 @@ impl World {
             && record.primary.as_ref() != Some(&self.names[m])
             && record.last_serving() != Some(&self.names[m])
             && record.primary.as_ref().is_some_and(|p| self.takes_clients(self.index_of(p)));
-        let settled = self.members.iter().all(|x| {
+        let settled = self.members.iter().enumerate().all(|(i, x)| {
             record.members.values().any(|y| y.node == x.node)
                 && x.raft.voters().1.contains(&x.node)
                 && x.raft.voters().1.len() == self.members.len()
-                && (!x.has_database || x.data.present)
+                && (!x.has_database || x.data.present || self.scenario.spare == Some(i))
         });
         if !safe || !settled {
             return None;
@@ -510,7 +553,8 @@ impl World {
         match self.rng.index(8) {
             0 if self.scenario.members >= 4 => policy.sync_count = 1 + self.rng.index(2),
             1 => policy.sync_spares = self.rng.index(3),
-            2 => policy.strict = self.rng.chance(300),
+            // With a repository more standbys may be asked for than there are.
+            2 => policy.strict = self.rng.chance(300) && !self.scenario.archive,
             3 => policy.lease_ttl_ms = self.rng.range(1_200, 5_000),
             4 if self.scenario.keeps_commits() => {
                 // Never to `async` and back: what was acknowledged in between may be lost.
@@ -578,6 +622,7 @@ impl World {
             self.log(|| "all faults end".into());
             self.set_healing();
             self.net.heal();
+            self.repository.hangs_until = 0;
         }
         for m in 0..self.members.len() {
             self.on_mend(m, Mend::Disk);
@@ -623,12 +668,17 @@ impl World {
                 return Err(format!("{name} does not vote"));
             }
             let streams = machine.db.receiver.as_ref().is_some_and(|r| r.streaming);
-            if machine.has_database && name != primary && !streams {
+            let spare = self.scenario.spare == Some(m) && !machine.data.present;
+            if machine.has_database && name != primary && !streams && !spare {
                 return Err(format!("{name} does not stream"));
             }
         }
         if record.sync.k == 0 && record.policy.sync_count > 0 && self.scenario.keeps_commits() {
-            let able = record.data_members().filter(|x| x.can_sync() && x.name != *primary).count();
+            let able = record
+                .data_members()
+                .filter(|x| x.can_sync() && x.name != *primary)
+                .filter(|x| !x.tags.spare || self.members[self.index_of(&x.name)].data.present)
+                .count();
             if able > 0 && record.sync == SyncSet::default() {
                 return Err("nothing is in the sync set".into());
             }

@@ -8,6 +8,7 @@
 //! | [`agent`], [`observe`], [`deciding`], [`steps`] | the agent's loop and its executor | crashes and pauses between any two stages of a step |
 //! | [`world::Guard`] | the guard | may be paused or killed by itself |
 //! | [`database`], [`engine`] | PostgreSQL | reloads reach each walsender at another time; power cuts lose what is not flushed; timelines are numbered as PostgreSQL does, so two members can choose the same |
+//! | [`archive`] | a repository and its archiver | the archiver outlives its agent, and goes on as long as it can |
 //! | [`net`] | two networks | every direction of every path is cut, delayed, doubled by itself |
 //! | [`clients`] | routing and its clients | some go past routing |
 //! | [`oracle`] | | knows everything at one moment of real time |
@@ -26,6 +27,7 @@
 //! that is killed is gone within the lease's margin.
 
 pub mod agent;
+pub mod archive;
 pub mod clients;
 pub mod clock;
 pub mod database;

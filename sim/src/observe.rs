@@ -131,7 +131,7 @@ impl World {
                 reply_age_ms: (now - sender.replied_at) / MS,
                 client_addr: None,
             };
-            report.downstreams.insert(self.names[*standby].clone(), downstream);
+            report.downstreams.insert(self.sender_name(*standby).clone(), downstream);
         }
         if db.role == Role::Primary {
             report.sync = Some(data.sync.clone());
@@ -157,12 +157,15 @@ impl World {
             && db.role == Role::Standby
             && stopped
             && machine.guard.armed.is_none()
+            // A former primary that is read for a while is no standby that anybody may choose.
+            && !data.resting
             && machine.promised >= record.generation;
         fenced.then(|| Fenced {
             member: self.names[m].clone(),
             generation: record.generation,
             timeline: Timeline(data.timeline()),
             lsn: Lsn(data.flushed_lsn()),
+            ancestors: data.ancestors(),
         })
     }
 
@@ -189,10 +192,9 @@ impl World {
             .map(|(p, name)| (name.clone(), agent.paths[p].iter().map(view).collect()))
             .collect();
         let answers = guard.up && !machine.is_paused(Process::Guard);
-        let busy = agent
-            .doing
-            .as_ref()
-            .is_some_and(|d| matches!(d.step, Step::Rejoin { .. } | Step::Clone { .. }));
+        let busy = agent.doing.as_ref().is_some_and(|d| {
+            matches!(d.step, Step::Rejoin { .. } | Step::Clone { .. } | Step::Recover { .. })
+        });
         let noticed = self.now.saturating_sub(machine.disk.since) >= PROBE_US;
         Observation {
             incarnation: agent.life,
@@ -214,6 +216,8 @@ impl World {
                 .map(|until| LeaseView { generation, remaining_ms: until.saturating_sub(now) }),
             heard,
             busy: busy.then(|| "copying".to_owned()),
+            archives: self.archive_views(m),
+            fenced_archives: self.archive_fences(m),
             ..Observation::empty(self.names[m].clone(), machine.node)
         }
     }

@@ -229,7 +229,7 @@ impl World {
             .db
             .senders
             .iter()
-            .filter(|(s, x)| x.sync.k > 0 && x.sync.members.contains(&self.names[**s]))
+            .filter(|(s, x)| x.sync.k > 0 && x.sync.members.contains(self.sender_name(**s)))
             .map(|(_, x)| &x.sync)
             .collect();
         if machine.db.sync.k == 0 {

@@ -37,6 +37,8 @@ pub enum Bug {
     /// A member grants leases before its own log and record say that it votes, and before it has
     /// written how long they may be: either of the two keeps a replaced one from it.
     GrantBeforeVoting,
+    /// An archiver looks for the fence before it stores WAL, not after.
+    ArchiveFenceSeenEarly,
 }
 
 /// A seed, spelled out.
@@ -64,6 +66,10 @@ pub struct Scenario {
     pub stubborn: usize,
     /// The guard may be paused apart from the database.
     pub pause_guard_alone: bool,
+    /// There is a repository, which may be in the sync set.
+    pub archive: bool,
+    /// The member that has no copy of the data until it is needed.
+    pub spare: Option<usize>,
     /// The bug put in.
     pub bug: Option<Bug>,
 }
@@ -95,6 +101,22 @@ impl Scenario {
             policy.election_min_ms = 300;
             policy.election_max_ms = 700;
         }
+        // Drawn apart, so that seeds without a repository stay what they were.
+        let mut apart = Rng::new(seed.wrapping_mul(17) ^ 0xA2C_417E);
+        let archive = kind == Kind::Storm && apart.chance(350);
+        let mut spare = None;
+        if archive {
+            policy.archive_in_sync_set = durability != Durability::Async;
+            policy.recover_from_backup = apart.chance(500);
+            policy.recover_from_backup_after_ms = [500, 2_000, 5_000][apart.index(3)];
+            policy.strict = false;
+            if apart.chance(500) {
+                // More than there are standbys, at times.
+                policy.sync_count = members - 1 - usize::from(witness);
+            }
+            let last = members - 1 - usize::from(witness);
+            spare = (policy.recover_from_backup && last > 0 && apart.chance(600)).then_some(last);
+        }
         Self {
             seed,
             kind,
@@ -107,6 +129,8 @@ impl Scenario {
             clients: 4,
             stubborn: 2,
             pause_guard_alone: durability != Durability::Async,
+            archive,
+            spare,
             bug,
         }
     }

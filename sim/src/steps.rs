@@ -9,7 +9,7 @@ use crate::{
 };
 use sempre_decide::member::Step;
 use sempre_model::{
-    Generation, SyncSet,
+    Generation, Lsn, SyncSet, Timeline,
     command::Change,
     observation::{DiskState, Role},
 };
@@ -80,6 +80,7 @@ impl World {
                 }
                 let upstream = upstream.as_ref().map(|u| self.index_of(u));
                 self.members[m].data.upstream = upstream;
+                self.members[m].data.resting = false;
                 self.start_database(m, Role::Standby)
             }
             Step::StartPrimary { .. } | Step::StartStandby { .. } => self.started(m),
@@ -138,6 +139,18 @@ impl World {
             Step::Rejoin { upstream } => {
                 let upstream = self.index_of(upstream);
                 self.rejoin(m, stage, upstream)
+            }
+            Step::TakeArchived { timeline, lsn, .. } => {
+                if stage == 0 {
+                    return Then::Again(1, self.rng.range(10, 400) * MS);
+                }
+                self.take_archived(m, db_life, *timeline, *lsn)
+            }
+            Step::Recover { timeline, lsn, .. } => {
+                if stage == 0 {
+                    return Then::Again(1, self.rng.range(500, 4_000) * MS);
+                }
+                self.recover(m, *timeline, *lsn)
             }
             Step::Clone { from, .. } | Step::Fill { from, .. } => {
                 let from = self.index_of(from);
@@ -389,6 +402,46 @@ impl World {
                 then
             }
         }
+    }
+
+    /// A fenced standby goes on with what the repository has.
+    fn take_archived(&mut self, m: usize, db_life: u64, timeline: Timeline, lsn: Lsn) -> Then {
+        let Some(log) = self.repository.up_to(timeline, lsn) else { return Then::Failed };
+        let machine = &mut self.members[m];
+        let data = &mut machine.data;
+        let still = machine.db.life == db_life && data.upstream.is_none();
+        let fits = data.log.len() <= log.len() && data.log[..] == log[..data.log.len()];
+        if !still || !fits || machine.disk.state != DiskState::Healthy {
+            return Then::Failed;
+        }
+        data.log = log.to_vec();
+        data.flushed = log.len();
+        data.timeline_known = data.timeline_known.max(timeline.0);
+        self.stats.count("archived WAL taken");
+        self.log(|| format!("m{m}: has the archived WAL up to {lsn}"));
+        Then::Done
+    }
+
+    /// The data come from the repository.
+    fn recover(&mut self, m: usize, timeline: Timeline, lsn: Lsn) -> Then {
+        let Some(log) = self.repository.up_to(timeline, lsn).map(<[_]>::to_vec) else {
+            return Then::Failed;
+        };
+        let machine = &mut self.members[m];
+        if machine.data.present || machine.disk.state != DiskState::Healthy {
+            return Then::Failed;
+        }
+        let flushed = log.len();
+        machine.data = crate::database::Data {
+            present: true,
+            log,
+            flushed,
+            timeline_known: timeline.0,
+            ..Default::default()
+        };
+        self.stats.count("recovered from the repository");
+        self.log(|| format!("m{m}: recovered from the repository up to {lsn}"));
+        Then::Done
     }
 
     fn take_copy(&mut self, m: usize, from: usize) -> Then {

@@ -3,6 +3,7 @@
 
 use crate::{
     agent::Agent,
+    archive::{Archiver, REPOSITORY, Repository, archiver_name},
     clients::Client,
     clock::{Clock, MS, Micros},
     database::{Data, Database},
@@ -17,6 +18,7 @@ use crate::{
 };
 use sempre_model::{
     Command, Generation, Member, MemberId, MemberKind, NodeId, Path, Record, Tags,
+    backup::{self as model, BackupChange, BackupKey, BackupMade, StoreAt},
     command::Change,
     member::Ports,
     observation::DiskState,
@@ -87,6 +89,8 @@ pub struct Machine {
     pub deferred: Vec<Event>,
     /// It is no witness.
     pub has_database: bool,
+    /// The process that keeps WAL in the repository.
+    pub archiver: Option<Archiver>,
 }
 
 impl Machine {
@@ -108,6 +112,10 @@ pub struct World {
     pub names: Vec<MemberId>,
     /// Members.
     pub members: Vec<Machine>,
+    /// The archiver's, as a standby.
+    pub archiver_name: MemberId,
+    /// The repository.
+    pub repository: Repository,
     /// Network.
     pub net: Net,
     /// Clients.
@@ -159,6 +167,7 @@ impl World {
                     paused: [false; 3],
                     deferred: Vec::new(),
                     has_database: !(scenario.witness && m + 1 == names.len()),
+                    archiver: None,
                 }
             })
             .collect();
@@ -169,6 +178,8 @@ impl World {
             now: 0,
             net: Net::new(names.len()),
             trace: Trace::new(print),
+            archiver_name: archiver_name(),
+            repository: Repository::default(),
             names,
             members,
             clients,
@@ -354,6 +365,13 @@ impl World {
             What::Flush { life, upto } => self.on_flush(m, life, upto),
             What::DatabaseTick { life } => self.on_database_tick(m, life),
             What::Reloaded { life, sender } => self.on_reloaded(m, life, sender),
+            What::ArchiverTick { session } => self.on_archiver_tick(m, session),
+            What::Archived { session, upto, durable } => {
+                self.on_archived(m, session, upto, durable);
+            }
+            What::FenceArchive { life, generation, put } => {
+                self.on_fence_archive(m, life, generation, put);
+            }
             What::Client { client } => self.on_client(client),
             What::Fault => self.on_fault(),
             What::Mend(mend) => self.on_mend(m, mend),
@@ -367,9 +385,15 @@ impl World {
             return;
         }
         match msg.process() {
-            Process::Agent if self.members[m].agent.up => self.agent_hears(m, from, path, msg),
-            Process::Database => self.database_hears(m, from, path, msg),
-            _ => {}
+            Some(Process::Agent) if self.members[m].agent.up => {
+                self.agent_hears(m, from, path, msg);
+            }
+            Some(Process::Database) => self.database_hears(m, from, path, msg),
+            _ => {
+                if let Msg::ArchiveWal { session, start, records, timeline } = msg {
+                    self.archiver_hears(m, session, start, &records, timeline);
+                }
+            }
         }
     }
 
@@ -424,6 +448,7 @@ pub fn member(scenario: &Scenario, m: usize, node: NodeId) -> Member {
 fn tags(scenario: &Scenario, m: usize) -> Tags {
     let mut rng = Rng::new(scenario.seed ^ (m as u64) << 32 ^ 0x7A65);
     let mut tags = Tags { priority: rng.range(0, 3) as i32, ..Tags::default() };
+    tags.spare = scenario.spare == Some(m);
     if m >= 3 {
         tags.never_primary = rng.chance(100);
         tags.no_sync = rng.chance(100);
@@ -448,6 +473,25 @@ pub fn identity() -> Cluster {
     }
 }
 
+/// A repository with a base backup in it.
+fn first_backup(names: &[MemberId]) -> [BackupChange; 3] {
+    let name = REPOSITORY.to_owned();
+    let repository = model::Repository {
+        store: StoreAt::Folder("/backup".into()),
+        members: BTreeSet::new(),
+        key: BackupKey("key".into()),
+        made_unix_ms: EPOCH_UNIX_MS,
+    };
+    let made = BackupMade { id: "first".into(), bytes: 1, stored_bytes: 1, took_ms: 1 };
+    // One command each for `Init`, the members but the first, the parameters, `Bootstrap`, these.
+    let version = names.len() as u64 + 4;
+    [
+        BackupChange::PutRepository { name: name.clone(), repository },
+        BackupChange::Order { repository: name.clone(), member: names[0].clone(), full: true },
+        BackupChange::End { repository: name, version, outcome: Ok(made) },
+    ]
+}
+
 fn first_log(scenario: &Scenario, names: &[MemberId]) -> Vec<Entry> {
     let nodes: BTreeSet<NodeId> = (1..=names.len() as u64).collect();
     let command = |change| Payload::Command(Command { at_unix_ms: EPOCH_UNIX_MS, change });
@@ -470,5 +514,9 @@ fn first_log(scenario: &Scenario, names: &[MemberId]) -> Vec<Entry> {
         primary: names[0].clone(),
         timeline: sempre_model::Timeline(1),
     }));
+    if scenario.archive {
+        payloads
+            .extend(first_backup(names).map(|change| command(Change::Backup(Box::new(change)))));
+    }
     payloads.into_iter().map(|p| Entry { term: 1, payload: Rc::new(p) }).collect()
 }

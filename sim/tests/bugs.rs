@@ -48,6 +48,11 @@ fn a_voter_that_forgets_its_promise() {
 }
 
 #[test]
+fn an_archiver_that_looks_for_the_fence_too_early() {
+    catches(Bug::ArchiveFenceSeenEarly, 0, &["no-commit-lost"]);
+}
+
+#[test]
 fn a_replaced_member_that_grants_before_it_votes() {
     catches(Bug::GrantBeforeVoting, 0, &["one-lease", "one-serves", "no-commit-lost"]);
 }

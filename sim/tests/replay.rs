@@ -4,7 +4,7 @@ use sempre_sim::{run, run_many};
 
 /// Seeds that failed at some time, with what they found then. What a seed stands for changes
 /// whenever the scenarios do; each finding has a test of its own in `crates/decide` as well.
-const FOUND: [(u64, &str); 13] = [
+const FOUND: [(u64, &str); 18] = [
     (0, "strict: a first sync set that nobody could fill; the cluster stayed in `promoting`"),
     (18, "a promoted primary that crashed before it served was never started again"),
     (43, "a new lease was condemned by grants heard before it"),
@@ -18,6 +18,17 @@ const FOUND: [(u64, &str); 13] = [
     (3658, "a shutdown that lost its agent half-way never came to its end"),
     (8731, "a clean hand-over went to a standby as far on, but on another timeline"),
     (11379, "a leader that was paused condemned the primary by its own deafness"),
+    (
+        412,
+        "an archiver that was fenced began anew and acknowledged what was stored after the fence was read",
+    ),
+    (802, "the same, beside a stranded primary"),
+    (
+        19770,
+        "a standby on the timeline of a primary that never served counted as the most advanced",
+    ),
+    (22526, "the same, among six"),
+    (11658, "WAL of a primary that was promoted and never served counted as the archive's end"),
 ];
 
 #[test]

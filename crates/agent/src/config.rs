@@ -360,8 +360,15 @@ impl Config {
         if self.kind != MemberKind::Witness {
             return Ok(());
         }
-        let Tags { never_primary: _, priority, no_sync, no_route, replicate_from, clone_from } =
-            &self.tags;
+        let Tags {
+            never_primary: _,
+            priority,
+            no_sync,
+            no_route,
+            replicate_from,
+            clone_from,
+            spare,
+        } = &self.tags;
         let set = [
             ("`[postgres]`", self.postgres != Postgres::default()),
             ("`priority`", *priority != 0),
@@ -369,6 +376,7 @@ impl Config {
             ("`no_route`", *no_route),
             ("`replicate_from`", replicate_from.is_some()),
             ("`clone_from`", *clone_from),
+            ("`spare`", *spare),
         ];
         match set.iter().find(|(_, is_set)| *is_set) {
             Some((key, _)) => Err(format!(

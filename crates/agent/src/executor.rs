@@ -7,6 +7,7 @@
 mod fill;
 mod jobs;
 mod logical_slots;
+mod recover;
 mod rejoin;
 
 use crate::{
@@ -79,6 +80,8 @@ impl Job {
             Job::Step(Step::Rejoin { .. }) => "rejoin",
             Job::Step(Step::Clone { .. }) => "clone",
             Job::Step(Step::Fill { .. }) => "fill",
+            Job::Step(Step::TakeArchived { .. }) => "take archived WAL",
+            Job::Step(Step::Recover { .. }) => "recover from backup",
             Job::Step(Step::Restart) => "restart",
             Job::Step(Step::Rest) => "start to be read",
             Job::Step(Step::EndRest) => "stop being read",
@@ -98,6 +101,7 @@ impl Job {
             Job::Step(Step::Rejoin { .. }) => Some("rejoining"),
             Job::Step(Step::Clone { .. }) => Some("cloning"),
             Job::Step(Step::Fill { .. }) => Some("restoring from a repository"),
+            Job::Step(Step::Recover { .. }) => Some("restoring from backup"),
             Job::Step(Step::Restart) => Some("restarting"),
             Job::Bootstrap => Some("making the database"),
             _ => None,
@@ -122,6 +126,8 @@ impl Job {
                     | Step::Rejoin { .. }
                     | Step::Clone { .. }
                     | Step::Fill { .. }
+                    | Step::TakeArchived { .. }
+                    | Step::Recover { .. }
                     | Step::Promote { .. }
             ) | Job::Bootstrap
         )

@@ -228,7 +228,11 @@ impl Looper {
                 self.writing_longest = false;
                 self.state.voter.written(longest_ms);
             }
-            Event::Backups(view) => self.state.backups = *view,
+            Event::Backups(view) => {
+                // A failover may wait for it.
+                self.news |= view.fenced != self.state.backups.fenced;
+                self.state.backups = *view;
+            }
             Event::Busy(busy) => self.state.busy = busy,
             Event::Rewrite => {
                 self.settings_change += 1;

@@ -399,6 +399,10 @@ impl State {
                 .map(|until| LeaseView { generation, remaining_ms: until.saturating_sub(now) }),
             heard,
             archives: self.backups.archives.clone(),
+            fenced_archives: match self.record.phase {
+                Phase::Fencing { .. } => self.backups.fenced.clone(),
+                _ => BTreeMap::new(),
+            },
             backing_up: self.backups.backing_up.clone(),
             busy: self.busy.clone(),
             notes: self

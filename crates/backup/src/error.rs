@@ -109,6 +109,18 @@ pub enum Error {
         /// How long a writer may be silent, minutes.
         lease_minutes: u64,
     },
+    /// A failover has fenced off the writers of WAL of its time.
+    #[error(
+        "WAL of generation {generation} is no longer taken by the repository {repository}: a failover to generation {below} has fenced it off. The archiver of the new primary goes on"
+    )]
+    Fenced {
+        /// Where.
+        repository: String,
+        /// Whose WAL it is.
+        generation: u64,
+        /// Nothing below is taken.
+        below: u64,
+    },
     /// What was asked for makes no sense here.
     #[error("{0}")]
     Refused(String),

@@ -14,6 +14,8 @@ pub(crate) const BACKUPS: &str = "backups/";
 pub(crate) const SEGMENTS: &str = "segments/";
 /// Blocks of files.
 pub(crate) const PACKS: &str = "packs/";
+/// Generations below which writers of WAL acknowledge nothing.
+pub(crate) const FENCES: &str = "fences/";
 /// What was said of backups later.
 pub(crate) const MARKS: &str = "marks/";
 pub(crate) const FORGOTTEN: &str = "forgotten";

@@ -10,7 +10,7 @@ use std::{
 
 /// How nice a base backup is: whatever else the machine does comes first.
 const NICE_OF_BACKUPS: i32 = 10;
-/// WAL is waited for: like everybody else.
+/// WAL is waited for, as is a fence: like everybody else.
 const NICE_OF_ARCHIVES: i32 = 0;
 
 /// Reads the job, does it, and says what comes of it, in lines of JSON.
@@ -24,7 +24,7 @@ pub fn run() -> Result<(), Fail> {
         Err(error) => return Err(Fail::usage("there is no job", error.to_string(), "")),
     };
     let nice = match &job {
-        Job::Archive { .. } => NICE_OF_ARCHIVES,
+        Job::Archive { .. } | Job::Fence { .. } => NICE_OF_ARCHIVES,
         Job::BaseBackup { .. } | Job::Fill(_) | Job::Drill(_) | Job::Files { .. } => {
             NICE_OF_BACKUPS
         }

@@ -1,8 +1,33 @@
 //! Who keeps the WAL in a repository. Every member comes to it by itself; two that come to different
 //! results for a moment do no harm: the replication slot is one, and what is stored twice is the same.
+//!
+//! And when a repository may stand in for a standby in the sync set.
 
-use sempre_model::{MemberId, MemberKind, Phase, Record};
+use crate::LeaderView;
+use sempre_model::{MemberId, MemberKind, Phase, Record, backup::archiver_of};
 use std::collections::BTreeMap;
+
+/// Does a member that is heard keep WAL in this repository, with no gap behind its base backup? Or
+/// did one just now: another one takes its place within a moment.
+pub fn attended(view: &LeaderView, repository: &str) -> bool {
+    let policy = &view.record.policy;
+    let patience = policy.sync_timeout_ms + SILENT * policy.detect_ms;
+    let heard = |m: &MemberId| view.heard.get(m).filter(|_| view.age(m) < Some(patience));
+    let members = view.record.members.keys().filter_map(heard);
+    let archives = members.filter_map(|h| h.observation.archives.get(repository));
+    archives.into_iter().any(|archive| archive.gap.is_none())
+}
+
+/// The repositories that a commit may wait for, by the names of their archivers: what is there can
+/// be restored.
+pub fn eligible<'a>(view: &'a LeaderView) -> impl Iterator<Item = MemberId> + 'a {
+    let backups = &view.record.backups;
+    let names = backups.repositories.keys().filter(|_| view.record.policy.archive_in_sync_set);
+    names
+        .filter(|name| backups.newest_unix_ms.contains_key(*name) && attended(view, name))
+        .filter_map(|name| archiver_of(name).ok())
+        .filter(|name| view.record.archive(name).is_some())
+}
 
 /// Whose duty it is. `alive` are the members that are heard, each with whether it does it now.
 ///
@@ -24,6 +49,9 @@ pub fn archiver(
     };
     candidates.min_by_key(rank).map(|(name, _)| name.clone())
 }
+
+/// A member that was not heard for so many times the detection time keeps no WAL.
+pub const SILENT: u64 = 2;
 
 /// After a base backup that failed, the next one is due so much later, at the most: ms.
 pub(crate) const RETRY_MAX_MS: u64 = 15 * 60_000;

@@ -4,7 +4,7 @@
 //! that one that comes too late is refused when it is applied.
 
 use crate::{
-    LeaderView, detect,
+    LeaderView, archive, detect,
     promote::{self, Choice},
     restart,
     sync::{future_commits_safe, hull, past_commits_safe},
@@ -89,11 +89,14 @@ fn fill_vacancy(view: &LeaderView, why_not: &mut Vec<String>) -> Option<Change> 
             None
         }
         Choice::Promote { to, fenced, evidence, .. } => {
-            let standbys: BTreeSet<MemberId> = fenced
+            let mut standbys: BTreeSet<MemberId> = fenced
                 .iter()
                 .map(|f| f.member.clone())
                 .filter(|m| *m != to && view.record.member(m).is_some_and(Member::can_sync))
                 .collect();
+            if view.record.policy.archive_in_sync_set {
+                standbys.extend(promote::fenced_archives(view).into_iter().map(|f| f.member));
+            }
             let sync = trim(view, &to, standbys);
             Some(Change::Promote { generation: view.record.generation, to, fenced, sync, evidence })
         }
@@ -172,8 +175,11 @@ fn shrink_while_promoting(view: &LeaderView, _: &mut Vec<String>) -> Option<Chan
     })
 }
 
-/// Heard lately, with a database at work.
+/// Heard lately, with a database at work; of a repository: somebody keeps WAL there.
 pub(crate) fn alive(view: &LeaderView, member: &MemberId) -> bool {
+    if let Some(repository) = view.record.archive(member) {
+        return archive::attended(view, repository);
+    }
     let timeout = view.record.policy.sync_timeout_ms;
     view.age(member).is_some_and(|age| age < timeout)
         && view.heard.get(member).is_some_and(|h| {
@@ -435,19 +441,23 @@ pub fn wished_sync(view: &LeaderView, primary: &MemberId, database: &Database) -
     if view.record.policy.durability == Durability::Async {
         return SyncSet::default();
     }
-    let able = view
+    let standbys = view
         .record
         .data_members()
         .filter(|m| m.name != *primary && m.can_sync() && alive(view, &m.name))
+        .map(|m| m.name.clone());
+    let able = standbys
+        .chain(archive::eligible(view))
         .filter(|m| {
-            database.downstreams.get(&m.name).is_some_and(|d| {
-                d.state == "streaming"
-                    && d.reply_age_ms < view.record.policy.sync_timeout_ms + IDLE_REPLY_MS
-                    && (view.record.sync.members.contains(&m.name)
-                        || database.lsn.bytes_since(d.flush_lsn) < SYNC_JOIN_LAG_BYTES)
-            })
+            let present = view.record.sync.members.contains(m);
+            let Some(downstream) = database.downstreams.get(m) else {
+                // Its archiver is being replaced, or it would not be eligible.
+                return present && view.record.archive(m).is_some();
+            };
+            downstream.state == "streaming"
+                && downstream.reply_age_ms < view.record.policy.sync_timeout_ms + IDLE_REPLY_MS
+                && (present || database.lsn.bytes_since(downstream.flush_lsn) < SYNC_JOIN_LAG_BYTES)
         })
-        .map(|m| m.name.clone())
         .collect();
     trim(view, primary, able)
 }
@@ -455,7 +465,8 @@ pub fn wished_sync(view: &LeaderView, primary: &MemberId, database: &Database) -
 /// Picks k + spares of `able`: present members first, so that the set is steady; then other
 /// zones than the primary's, then priority. With durability sync the operator has named who is
 /// to be waited for, so priority comes before all. One outside the primary's zone is always
-/// among them if there is one.
+/// among them if there is one. Repositories only stand in for standbys that are missing: a
+/// failover then needs them, and somebody has to take over what they have.
 fn trim(view: &LeaderView, primary: &MemberId, able: BTreeSet<MemberId>) -> SyncSet {
     let record = view.record;
     let policy = &record.policy;
@@ -473,13 +484,18 @@ fn trim(view: &LeaderView, primary: &MemberId, able: BTreeSet<MemberId>) -> Sync
     let mut ranked: Vec<MemberId> = able.into_iter().collect();
     ranked.sort_by_key(|m| {
         let present = record.sync.members.contains(m);
-        (named(m), !present, !elsewhere(m), -priority(m), m.clone())
+        let archive = record.archive(m).is_some();
+        (archive, named(m), !present, !elsewhere(m), -priority(m), m.clone())
     });
     if let Some(first) = ranked.iter().position(elsewhere) {
         let member = ranked.remove(first);
         ranked.insert(0, member);
     }
-    ranked.truncate(policy.sync_count + policy.sync_spares);
+    let standbys = ranked.iter().filter(|m| record.archive(m).is_none()).count();
+    ranked.truncate(match standbys < policy.sync_count {
+        true => policy.sync_count,
+        false => standbys.min(policy.sync_count + policy.sync_spares),
+    });
     let k = if policy.strict { policy.sync_count } else { policy.sync_count.min(ranked.len()) };
     SyncSet { members: ranked.into_iter().collect(), k }
 }

@@ -65,12 +65,35 @@ pub fn fenced(view: &LeaderView) -> Vec<Fenced> {
         .filter(|f| f.generation == generation)
         .collect();
     let priority = |f: &Fenced| view.record.member(&f.member).map_or(0, |m| m.tags.priority);
-    list.sort_by(|a, b| {
-        (b.timeline, b.lsn, priority(b))
-            .cmp(&(a.timeline, a.lsn, priority(a)))
-            .then_with(|| a.member.cmp(&b.member))
-    });
+    let rank = |f: &Fenced| (served(view, f), f.timeline, f.lsn, priority(f));
+    list.sort_by(|a, b| rank(b).cmp(&rank(a)).then_with(|| a.member.cmp(&b.member)));
     list
+}
+
+/// How far it has come on the newest timeline that clients were ever served on, as far as it has
+/// that one: acknowledged commits are nowhere else. A timeline of a primary that was promoted and
+/// never served counts for nothing, however new it is: the last primary may have gone on serving
+/// the old one since.
+fn served(view: &LeaderView, fenced: &Fenced) -> Option<(Timeline, Lsn)> {
+    let timelines = view.record.history.iter().rev().map(|entry| entry.timeline);
+    timelines.into_iter().find_map(|timeline| Some((timeline, fenced.end_of(timeline)?)))
+}
+
+/// How far each repository of the sync set has come, read after its writers were fenced for the
+/// present generation. Of two members that read the same one the less counts: either has all that
+/// was acknowledged.
+pub fn fenced_archives(view: &LeaderView) -> Vec<Fenced> {
+    let record = view.record;
+    let read = |name: &MemberId| {
+        let repository = record.archive(name)?;
+        let members = record.members.keys().filter_map(|m| view.observation(m));
+        members
+            .filter_map(|o| o.fenced_archives.get(repository))
+            .filter(|f| f.generation == record.generation && f.member == *name)
+            .min_by_key(|f| position(f))
+            .cloned()
+    };
+    record.sync.members.iter().filter_map(read).collect()
 }
 
 /// Picks the new primary, if one may be picked now.
@@ -140,6 +163,7 @@ fn by_quorum(
     why_not: &mut Vec<String>,
 ) -> Option<MemberId> {
     let sync = &view.record.sync;
+    let archives = fenced_archives(view);
     let of_set: Vec<&Fenced> = fenced.iter().filter(|f| sync.members.contains(&f.member)).collect();
     let Some(needed) = fences_needed(sync) else {
         why_not.push(format!(
@@ -149,26 +173,33 @@ fn by_quorum(
         ));
         return None;
     };
-    if of_set.len() < needed {
-        let missing: Vec<_> = sync
-            .members
-            .iter()
-            .filter(|m| of_set.iter().all(|f| f.member != **m))
-            .map(|m| m.as_str())
-            .collect();
+    if of_set.len() + archives.len() < needed {
+        let fenced = |m: &MemberId| of_set.iter().copied().chain(&archives).any(|f| f.member == *m);
+        let missing: Vec<_> =
+            sync.members.iter().filter(|m| !fenced(m)).map(|m| m.as_str()).collect();
         why_not.push(format!(
             "{} of {} must be fenced, {} are; waiting for {}",
             needed,
             list(sync),
-            of_set.len(),
+            of_set.len() + archives.len(),
             missing.join(", ")
         ));
         return None;
     }
-    let best = position(of_set[0]);
-    let able: Vec<&&Fenced> = of_set
+    // Where it is not known what was served, the newest timeline is taken for it.
+    let end = |f: &Fenced| served(view, f).unwrap_or((f.timeline, f.lsn));
+    let best = of_set.first().map(|f| end(f));
+    let counts = |f: &&Fenced| match sync.members.contains(&f.member) {
+        true => Some(end(f)) == best,
+        // A repository cannot be promoted. Whoever took over what it has may be, of the set or not,
+        // as far as it has what the others of the set have.
+        false => !archives.is_empty() && best.is_none_or(|(at, lsn)| f.contains(at, lsn)),
+    };
+    let has_archived = |f: &&Fenced| archives.iter().all(|a| f.contains(a.timeline, a.lsn));
+    let able: Vec<&Fenced> = fenced
         .iter()
-        .filter(|f| position(f) == best)
+        .filter(counts)
+        .filter(has_archived)
         .filter(|f| view.record.member(&f.member).is_some_and(|m| fit(view, m)))
         .collect();
     if let Some(target) = target {
@@ -181,8 +212,17 @@ fn by_quorum(
         }
     }
     if able.is_empty() {
-        why_not
-            .push(format!("{} is the most advanced, but may not be primary now", of_set[0].member));
+        let ahead = archives.iter().find(|a| !of_set.iter().any(|f| f.contains(a.timeline, a.lsn)));
+        why_not.push(match (ahead, of_set.first()) {
+            (Some(ahead), _) => format!(
+                "{} has WAL up to {} that no fenced member has: waiting for one to take it over",
+                ahead.member, ahead.lsn
+            ),
+            (None, Some(first)) => {
+                format!("{} is the most advanced, but may not be primary now", first.member)
+            }
+            (None, None) => "no member with the data is fenced".to_owned(),
+        });
     }
     able.first().map(|f| f.member.clone())
 }

@@ -8,7 +8,7 @@ use crate::{
     care::BackupAlarm,
     command::{Rejected, refused, stale},
     ids::{Lsn, MemberId, Timeline},
-    record::Record,
+    record::{Phase, Record, SyncSet},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -360,6 +360,21 @@ pub fn archiver_of(repository: &str) -> Result<MemberId, crate::ids::BadMemberId
 }
 
 impl Record {
+    /// The repository whose archiver goes by this name, if it is one's.
+    pub fn archive(&self, name: &MemberId) -> Option<&str> {
+        let repository = name.as_str().strip_prefix(ARCHIVER_PREFIX)?;
+        let (known, _) = self.backups.repositories.get_key_value(repository)?;
+        // An older cluster may have a member of such a name.
+        (!self.members.contains_key(name)).then_some(known)
+    }
+
+    /// Does a commit wait for this repository, or rely on it?
+    fn waits_for(&self, repository: &str) -> bool {
+        let of = |sync: &SyncSet| sync.members.iter().any(|m| self.archive(m) == Some(repository));
+        let first = matches!(&self.phase, Phase::Promoting { sync, .. } if of(sync));
+        first || of(&self.sync) || of(&self.sync_wanted)
+    }
+
     pub(crate) fn change_backups(
         &mut self,
         at_unix_ms: u64,
@@ -369,6 +384,8 @@ impl Record {
             return self.change_files(at_unix_ms, name, change);
         }
         let event = |text: String| Ok(Some(("backup".to_owned(), text)));
+        let waited_for =
+            matches!(change, BackupChange::RemoveRepository { name } if self.waits_for(name));
         let backups = &mut self.backups;
         match change {
             // Above.
@@ -389,6 +406,11 @@ impl Record {
                 event(format!("repository {name} in {}", repository.store))
             }
             BackupChange::RemoveRepository { name } => {
+                if waited_for {
+                    return Err(refused(format!(
+                        "commits wait for {name}: `sempre config set archive_in_sync_set=false` first, or let enough standbys come back"
+                    )));
+                }
                 if backups.repositories.remove(name).is_none() {
                     return Err(refused(format!("there is no repository `{name}`")));
                 }

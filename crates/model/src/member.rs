@@ -61,6 +61,9 @@ pub struct Tags {
     pub replicate_from: Option<MemberId>,
     /// Prefer it as the source of fresh copies for others.
     pub clone_from: bool,
+    /// It has no copy of the database, until it is needed to restore one (policy
+    /// `recover_from_backup`).
+    pub spare: bool,
 }
 
 /// One member, as the record knows it.

@@ -194,6 +194,9 @@ pub struct Observation {
     /// WAL that it keeps in repositories, by repository.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub archives: BTreeMap<String, ArchiveView>,
+    /// Repositories of the sync set whose writers it has fenced, and how far each had come.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fenced_archives: BTreeMap<String, Fenced>,
     /// Base backups that it is making, by repository.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub backing_up: BTreeMap<String, BackupProgress>,
@@ -230,6 +233,7 @@ impl Observation {
             lease: None,
             heard: BTreeMap::new(),
             archives: BTreeMap::new(),
+            fenced_archives: BTreeMap::new(),
             backing_up: BTreeMap::new(),
             busy: None,
             notes: Vec::new(),

@@ -98,6 +98,14 @@ pub struct Policy {
     /// Standbys keep copies of the primary's logical replication slots (before PostgreSQL 17,
     /// whose servers do it by themselves).
     pub logical_slots: bool,
+    /// Where fewer standbys are left than a commit waits for, it waits for repositories in their
+    /// place: what they have is not lost with every database.
+    pub archive_in_sync_set: bool,
+    /// When no standby is left, a member without data restores itself from a repository of the sync
+    /// set, and becomes primary.
+    pub recover_from_backup: bool,
+    /// How long the last primary is waited for before that, ms.
+    pub recover_from_backup_after_ms: u64,
     /// A base backup is made so often in each repository, ms; 0: only when asked for.
     pub backup_interval_ms: u64,
     /// The most that a base backup reads, bytes a second; 0: no limit.
@@ -158,6 +166,9 @@ impl Default for Policy {
             client_tls: false,
             slot_max_wal_bytes: 16 << 30,
             logical_slots: true,
+            archive_in_sync_set: false,
+            recover_from_backup: false,
+            recover_from_backup_after_ms: 10_000,
             backup_interval_ms: 0,
             backup_max_bytes_per_s: 0,
             backup_refuse_wrong_pages: false,

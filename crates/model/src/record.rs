@@ -67,6 +67,23 @@ pub struct Fenced {
     pub timeline: Timeline,
     /// Received and flushed, read after replication was stopped.
     pub lsn: Lsn,
+    /// The timelines that it came from, each with the position where the next one begins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ancestors: Vec<(Timeline, Lsn)>,
+}
+
+impl Fenced {
+    /// Up to where it has this timeline: its own, or one that it came from.
+    pub fn end_of(&self, timeline: Timeline) -> Option<Lsn> {
+        let left = self.ancestors.iter().find(|(ancestor, _)| *ancestor == timeline);
+        let end = left.map(|(_, end)| (*end).min(self.lsn));
+        end.or((self.timeline == timeline).then_some(self.lsn))
+    }
+
+    /// Has it all the WAL up to there, of that very timeline?
+    pub fn contains(&self, timeline: Timeline, lsn: Lsn) -> bool {
+        lsn == Lsn(0) || self.end_of(timeline).is_some_and(|end| lsn <= end)
+    }
 }
 
 /// Where the cluster is between two primaries.

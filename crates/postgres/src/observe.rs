@@ -36,7 +36,8 @@ SELECT json_build_object(
  'downstreams', (SELECT json_agg(json_build_object(
    'name', s.application_name, 'state', s.state, 'flush', s.flush_lsn, 'replay', s.replay_lsn,
    'sync_state', s.sync_state, 'replied', s.reply_time, 'addr', host(s.client_addr)))
-   FROM pg_stat_replication s WHERE s.usename = 'sempre_replication')
+   FROM pg_stat_replication s WHERE s.usename = 'sempre_replication'
+   OR s.usename = 'sempre' AND s.application_name LIKE 'archive-%')
 )::text FROM (SELECT pg_is_in_recovery() AS recovery OFFSET 0) r";
 
 #[derive(Deserialize)]

@@ -156,7 +156,8 @@ impl Instance {
         Ok(divergence(&self.timeline_history(own.0)?, own.1, theirs))
     }
 
-    pub(crate) fn wal_dir(&self) -> std::path::PathBuf {
+    /// Where its WAL is.
+    pub fn wal_dir(&self) -> std::path::PathBuf {
         self.layout.data_dir.join("pg_wal")
     }
 }

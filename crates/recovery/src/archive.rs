@@ -38,6 +38,9 @@ pub struct Archive<'a> {
     pub slot: Option<String>,
     /// Where to.
     pub repository: Repository,
+    /// The generation whose WAL it is, if commits may wait for this: then nothing is said to be durable
+    /// before it is known that no newer generation has fenced the repository.
+    pub generation: Option<u64>,
 }
 
 impl Archive<'_> {
@@ -57,7 +60,7 @@ impl Archive<'_> {
         }
         let history = self.keep_histories(&mut link, server.timeline).await?;
         let coverage = Coverage::read(&self.repository, segment_bytes).await?;
-        let mut gap = None;
+        let mut gap = self.gap_before(&coverage).await?;
         let (mut timeline, mut at) = match coverage.end_along(&history) {
             Some((timeline, end)) => {
                 if timeline == server.timeline && end > server.flushed {
@@ -75,6 +78,8 @@ impl Archive<'_> {
                 (server.timeline, kept.unwrap_or(server.flushed))
             }
         };
+        // What is there already may have been stored by a writer that was fenced.
+        self.check_fence().await?;
         let (mut server_end, mut up_to_date) = (server.flushed, Instant::now());
         loop {
             let start = Lsn(at.0 - at.0 % segment_bytes);
@@ -131,6 +136,8 @@ impl Archive<'_> {
         let mut ticks = interval(REPORT_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
+        // What may be said to be durable: what it was looked for a fence after.
+        let mut safe = known;
         loop {
             let streamed = tokio::select! {
                 streamed = link.next() => streamed?,
@@ -141,7 +148,7 @@ impl Archive<'_> {
                             after: SILENCE,
                         }.into());
                     }
-                    link.report(writer.flushed().max(known), unix_ms(), true).await?;
+                    link.report(safe, unix_ms(), true).await?;
                     told(writer, *server_end);
                     continue;
                 }
@@ -156,20 +163,37 @@ impl Archive<'_> {
                         continue;
                     }
                     writer.flush().await?;
-                    link.report(writer.flushed().max(known), unix_ms(), false).await?;
+                    self.check_fence().await?;
+                    safe = safe.max(writer.flushed());
+                    link.report(safe, unix_ms(), false).await?;
                     told(writer, *server_end);
                 }
                 Streamed::Alive { end, reply } => {
                     *server_end = (*server_end).max(end);
                     if reply {
-                        link.report(writer.flushed().max(known), unix_ms(), false).await?;
+                        link.report(safe, unix_ms(), false).await?;
                     }
                 }
                 Streamed::Ended => {
                     writer.flush().await?;
+                    self.check_fence().await?;
                     return Ok(link.ended().await?);
                 }
             }
+        }
+    }
+
+    /// Whether the WAL behind the newest base backup has a gap, and where.
+    async fn gap_before(&self, coverage: &Coverage) -> Result<Option<(Lsn, Lsn)>> {
+        let Some(newest) = self.repository.backups().await?.pop() else { return Ok(None) };
+        Ok(coverage.gap_behind(&newest))
+    }
+
+    /// After WAL is durable, before anybody is told.
+    async fn check_fence(&self) -> Result<()> {
+        match self.generation {
+            Some(generation) => Ok(self.repository.expect_unfenced(generation).await?),
+            None => Ok(()),
         }
     }
 

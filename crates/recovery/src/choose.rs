@@ -108,6 +108,14 @@ impl Coverage {
         self.reach(backup.start, &self.newest_from(backup.timeline, backup.start))
     }
 
+    /// What is missing behind a backup, if WAL of later is there.
+    pub(crate) fn gap_behind(&self, backup: &Backup) -> Option<(Lsn, Lsn)> {
+        let history = self.newest_from(backup.timeline, backup.start);
+        let reach = self.reach(backup.start, &history);
+        let (_, end) = self.end_along(&history)?;
+        (reach < end).then_some((reach, end))
+    }
+
     /// When WAL at a position was stored, ms since 1970; none while its segment grows.
     fn stored_at(&self, lsn: Lsn, history: &History) -> Option<u64> {
         let number = lsn.0.saturating_sub(1) / self.segment_bytes;

@@ -59,6 +59,34 @@ pub enum Error {
         "{0}: the policy wants no backup then (backup_refuse_wrong_pages). Find out what damaged them; the backups before are untouched"
     )]
     WrongPages(String),
+    /// The server's WAL went another way.
+    #[error(
+        "the WAL up to {have} on timeline {timeline} is no part of timeline {of} in the repository: this server went another way"
+    )]
+    Diverged {
+        /// The server's end.
+        have: sempre_model::Lsn,
+        /// Its timeline.
+        timeline: sempre_model::Timeline,
+        /// The repository's.
+        of: sempre_model::Timeline,
+    },
+    /// The server's WAL is not the repository's.
+    #[error("{} has other WAL than the repository: nothing was written", .path.display())]
+    OtherWal {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A gap.
+    #[error(
+        "the WAL segment {name} is not in the repository up to {end}: it was not archived, or removed"
+    )]
+    WalMissing {
+        /// Its name.
+        name: String,
+        /// How far it is needed.
+        end: sempre_model::Lsn,
+    },
     /// It cannot be restored to this.
     #[error("{0}")]
     Unreachable(String),

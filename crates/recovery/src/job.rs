@@ -4,12 +4,15 @@
 //! The job comes as one line of JSON; what it says is lines of JSON.
 
 use crate::{
-    Archive, BaseBackup, Drill, Feed, FileSet, Fill, Filled, Place, Result, back_up,
+    Archive, BaseBackup, Drill, Feed, FileSet, Fill, Filled, Place, Result, archived_end, back_up,
     clock::unix_ms, prune,
 };
 use sempre_backup::{Options, Progress, Retention};
 use sempre_files::How;
-use sempre_model::backup::{ArchiveView, BackupMade, BackupProgress, Proof};
+use sempre_model::{
+    Lsn, Timeline,
+    backup::{ArchiveView, BackupMade, BackupProgress, Proof},
+};
 use sempre_postgres::Instance;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -39,6 +42,19 @@ pub enum Job {
         slot: String,
         /// Where to.
         place: Place,
+        /// The generation, if commits may wait for it.
+        generation: Option<u64>,
+        /// The newest base backup, where a gap was seen behind it: with a newer one it is looked anew.
+        behind_backup: Option<u64>,
+    },
+    /// Fence off the writers of WAL of older generations, and read how far a timeline goes.
+    Fence {
+        /// Where.
+        place: Place,
+        /// Nothing below is taken any more.
+        below: u64,
+        /// Which one served.
+        timeline: Timeline,
     },
     /// Make a base backup.
     BaseBackup {
@@ -98,6 +114,8 @@ pub enum Said {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Worked {
+    /// The repository is fenced; how far the timeline goes.
+    Fenced(Lsn),
     /// A base backup.
     Backup(BackupMade),
     /// A data directory that is a standby's.
@@ -110,10 +128,16 @@ impl Job {
     /// Does it.
     pub async fn work(self, say: impl Fn(Said) + Send + Sync + Clone + 'static) -> Result<Worked> {
         match self {
-            Job::Archive { instance, feed, name, slot, place } => {
+            Job::Fence { place, below, timeline } => {
+                let repository = place.open().await?;
+                repository.fence(below).await?;
+                Ok(Worked::Fenced(archived_end(&repository, timeline).await?))
+            }
+            Job::Archive { instance, feed, name, slot, place, generation, behind_backup: _ } => {
                 let repository = place.open().await?;
                 let slot = Some(slot);
-                let archive = Archive { instance: &instance, feed, name, slot, repository };
+                let archive =
+                    Archive { instance: &instance, feed, name, slot, repository, generation };
                 let mut last: Option<(Instant, ArchiveView)> = None;
                 let told = |view: ArchiveView| {
                     let now = Instant::now();

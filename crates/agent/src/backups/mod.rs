@@ -15,12 +15,13 @@ use crate::{
 };
 use drills::Spare;
 use sempre_consensus::Consensus;
-use sempre_decide::{archive::archiver, drill};
+use sempre_decide::{archive::{SILENT, archiver}, drill};
 use sempre_model::{
-    Command, MemberId, Phase, Record,
+    Command, Generation, MemberId, Phase, Record,
     backup::{ArchiveView, BackupChange, BackupProgress, archiver_of, files_progress},
     command::Change,
     observation::{ProcessState, Role},
+    record::Fenced,
 };
 use sempre_postgres::Upstream;
 use sempre_recovery::{Drill, Feed, Job, Place, Said, Worked, retention};
@@ -37,10 +38,10 @@ pub(crate) use worker::once;
 
 /// How often it is looked whether something else is to be done.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// An archive that failed is begun again after this time.
+/// What failed is begun again after this time.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// Members that were not heard for so many times the detection time do not do anything.
-const SILENT: u64 = 2;
+/// The same for what commits or a failover may wait for.
+const SOON_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// Reports that may wait.
 const REPORTS_MAX: usize = 256;
 /// Between two rounds of orders.
@@ -53,6 +54,8 @@ const THREADS: usize = 2;
 pub struct BackupView {
     /// WAL that it keeps, by repository.
     pub archives: BTreeMap<String, ArchiveView>,
+    /// Repositories that it has fenced for a failover, and how far they go.
+    pub fenced: BTreeMap<String, Fenced>,
     /// Base backups that it is making, by repository.
     pub backing_up: BTreeMap<String, BackupProgress>,
     /// What does not work, in words.
@@ -79,6 +82,8 @@ pub struct Keeper {
     running: BTreeMap<Key, Running>,
     /// Not to be begun again before.
     pauses: BTreeMap<Key, Instant>,
+    /// Since when WAL is not kept that should be.
+    failing: BTreeMap<String, Instant>,
     view: BackupView,
     /// When this member last ordered base backups.
     ordered: Instant,
@@ -107,10 +112,22 @@ impl Keeper {
         events: mpsc::Sender<Event>,
         program: PathBuf,
     ) -> Self {
-        let (running, pauses, view) = Default::default();
+        let (running, pauses, failing, view) = Default::default();
         let ordered = Instant::now();
         let spare = Spare::of(&executor.instance.layout.data_dir);
-        Self { executor, consensus, shown, events, program, running, pauses, view, ordered, spare }
+        Self {
+            executor,
+            consensus,
+            shown,
+            events,
+            program,
+            running,
+            pauses,
+            failing,
+            view,
+            ordered,
+            spare,
+        }
     }
 
     /// Runs for ever.
@@ -125,6 +142,11 @@ impl Keeper {
                     self.look(&tell).await;
                     self.order().await;
                 }
+                // A failover does not wait for the next look.
+                changed = fencing(&mut self.shown) => match changed {
+                    Some(()) => self.look(&tell).await,
+                    None => return,
+                },
                 report = reports.recv() => match report {
                     Some((key, report)) => self.take(key, report).await,
                     None => return,
@@ -149,10 +171,18 @@ impl Keeper {
         let there = |key: &Key| wanted.contains_key(key);
         self.pauses.retain(|key, _| there(key));
         let is_there = |wanted: fn(String) -> Key, name: &String| there(&wanted(name.clone()));
-        self.view.archives.retain(|name, _| is_there(Key::Archive, name));
+        self.failing.retain(|name, _| is_there(Key::Archive, name));
+        // One that begins again in a moment leaves no sync set for it.
+        let patience = Duration::from_millis(shown.record.policy.sync_timeout_ms);
+        let failing =
+            |name: &String| self.failing.get(name).is_some_and(|since| since.elapsed() > patience);
+        self.view.archives.retain(|name, _| is_there(Key::Archive, name) && !failing(name));
+        self.view
+            .fenced
+            .retain(|name, fenced| there(&Key::Fence(name.clone(), fenced.generation.0)));
         self.view.backing_up.retain(|name, _| {
             wanted.keys().any(|key| match key {
-                Key::Archive(_) | Key::Drill(..) | Key::Once => false,
+                Key::Archive(_) | Key::Fence(..) | Key::Drill(..) | Key::Once => false,
                 Key::Backup(of, _) => of == name,
                 Key::Files(of, _) => files_progress(of) == *name,
             })
@@ -170,7 +200,8 @@ impl Keeper {
                 self.spare.used();
             }
             let paused = self.pauses.get(&key).is_some_and(|until| Instant::now() < *until);
-            if paused || self.running.contains_key(&key) {
+            let fenced = matches!(&key, Key::Fence(name, _) if self.view.fenced.contains_key(name));
+            if paused || fenced || self.running.contains_key(&key) {
                 continue;
             }
             let task = worker::run(self.program.clone(), key.clone(), job.clone(), tell.clone());
@@ -228,6 +259,9 @@ impl Keeper {
             if let Some(job) = self.archive(shown, name) {
                 want(Key::Archive(name.clone()), job);
             }
+            if let Some(job) = fence(shown, name) {
+                want(Key::Fence(name.clone(), record.generation.0), job);
+            }
         }
         for (name, order) in &record.backups.orders {
             if order.member == shown.me
@@ -252,7 +286,11 @@ impl Keeper {
     fn archive(&self, shown: &Shown, name: &str) -> Option<Job> {
         let record = &shown.record;
         let cluster = record.cluster.as_ref()?;
-        let primary = record.primary.as_ref().filter(|_| record.phase == Phase::Serving)?;
+        // A new primary may need it to be confirmed.
+        let primary = match record.phase {
+            Phase::Serving | Phase::Promoting { .. } => record.primary.as_ref()?,
+            _ => return None,
+        };
         if archiver(record, name, &alive(shown, name))? != shown.me {
             return None;
         }
@@ -269,11 +307,28 @@ impl Keeper {
                 })
             }
         };
-        let slot = archiver_of(name).ok()?.slot_name();
+        let archiver = archiver_of(name).ok()?;
+        let slot = archiver.slot_name();
         let place = place_of(record, name)?;
         let instance = Box::new(self.executor.instance.clone());
-        // No member's name has a colon: nobody takes this connection for a standby.
-        Some(Job::Archive { instance, feed, name: format!("{name}:archive"), slot, place })
+        // Only one that looks for fences has a name that commits may wait for. No member's has a
+        // colon: nobody takes such a connection for a standby.
+        let waited_for = record.policy.archive_in_sync_set && record.archive(&archiver).is_some();
+        let (application, generation) = match waited_for {
+            true => (archiver.to_string(), Some(record.generation.0)),
+            false => (format!("{name}:archive"), None),
+        };
+        let gap = self.view.archives.get(name).and_then(|view| view.gap);
+        let behind_backup = gap.and_then(|_| record.backups.newest_unix_ms.get(name).copied());
+        Some(Job::Archive {
+            instance,
+            feed,
+            name: application,
+            slot,
+            place,
+            generation,
+            behind_backup,
+        })
     }
 
     fn base_backup(&self, record: &Record, name: &str, full: bool) -> Option<Job> {
@@ -307,6 +362,7 @@ impl Keeper {
         match (key, report) {
             (Key::Archive(name), Report::Said(Said::Archived(view))) => {
                 self.view.troubles.remove(&name);
+                self.failing.remove(&name);
                 self.view.archives.insert(name, view);
             }
             (Key::Backup(name, _), Report::Said(Said::Progress(progress))) => {
@@ -317,6 +373,18 @@ impl Keeper {
             }
             (key @ Key::Files(..), Report::Said(Said::Done(Worked::Backup(made)))) => {
                 self.end_files(key, Ok(made)).await;
+            }
+            (Key::Fence(name, generation), Report::Said(Said::Done(Worked::Fenced(lsn)))) => {
+                self.running.remove(&Key::Fence(name.clone(), generation));
+                let record = self.executor.record();
+                let (Ok(member), Some(served)) = (archiver_of(&name), record.history.last()) else {
+                    return;
+                };
+                let (generation, timeline) = (Generation(generation), served.timeline);
+                tracing::info!(repository = %name, %generation, %timeline, %lsn, "fenced");
+                let ancestors = Vec::new();
+                let fenced = Fenced { member, generation, timeline, lsn, ancestors };
+                self.view.fenced.insert(name, fenced);
             }
             (key @ Key::Backup(..), Report::Said(Said::Done(Worked::Backup(made)))) => {
                 self.end(key, Ok(made)).await;
@@ -329,11 +397,20 @@ impl Keeper {
                     return;
                 }
                 self.running.remove(&key);
-                self.pauses.insert(key.clone(), Instant::now() + RETRY_AFTER);
+                let pause = match key {
+                    Key::Fence(..) | Key::Archive(_) => SOON_AGAIN_AFTER,
+                    _ => RETRY_AFTER,
+                };
+                self.pauses.insert(key.clone(), Instant::now() + pause);
                 match &key {
+                    Key::Fence(name, _) => {
+                        tracing::warn!(repository = %name, %why, "the repository is not fenced yet");
+                    }
                     Key::Archive(name) => {
-                        tracing::warn!(repository = %name, %why, "WAL is not being archived");
-                        self.view.archives.remove(name);
+                        if self.view.troubles.get(name) != Some(&why) {
+                            tracing::warn!(repository = %name, %why, "WAL is not being archived");
+                        }
+                        self.failing.entry(name.clone()).or_insert_with(Instant::now);
                         self.view.troubles.insert(name.clone(), why);
                     }
                     Key::Backup(..) => self.end(key, Err(why)).await,
@@ -392,6 +469,30 @@ pub(crate) fn fill(member: &MemberId, from: &str) -> Change {
     let repository = Some(from.to_owned()).filter(|name| !name.is_empty());
     let fill = BackupChange::Fill { member: member.clone(), repository };
     Change::Backup(Box::new(fill))
+}
+
+/// The fence of a repository that the sync set relies on, while there is no primary.
+fn fence(shown: &Shown, name: &str) -> Option<Job> {
+    let record = &shown.record;
+    let relied = record.sync.members.iter().any(|m| record.archive(m) == Some(name));
+    let place = record.backups.repositories.get(name)?;
+    let fencing = matches!(record.phase, Phase::Fencing { .. });
+    if !relied || !fencing || !place.is_reached_by(&shown.me) {
+        return None;
+    }
+    // What a primary wrote that never served counts for nothing.
+    let timeline = record.history.last()?.timeline;
+    Some(Job::Fence { place: place_of(record, name)?, below: record.generation.0, timeline })
+}
+
+/// Until a failover begins that relies on a repository; none: nothing is shown any more.
+async fn fencing(shown: &mut watch::Receiver<Arc<Shown>>) -> Option<()> {
+    let wants = |shown: &Shown| {
+        matches!(shown.record.phase, Phase::Fencing { .. })
+            && shown.record.sync.members.iter().any(|m| shown.record.archive(m).is_some())
+    };
+    shown.wait_for(|shown| !wants(shown)).await.ok()?;
+    shown.wait_for(|shown| wants(shown)).await.ok().map(|_| ())
 }
 
 /// A repository, with what opens it.

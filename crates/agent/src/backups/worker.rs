@@ -15,6 +15,8 @@ use tokio::{
 pub(super) enum Key {
     /// The WAL of a repository.
     Archive(String),
+    /// The fence of a repository, for a generation.
+    Fence(String, u64),
     /// A base backup in a repository, by the version of its order.
     Backup(String, u64),
     /// A restore from a repository that is tried, by the version of its order.

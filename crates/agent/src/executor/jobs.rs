@@ -77,7 +77,11 @@ impl JobContext {
             Step::StartPrimary { generation, sync } => {
                 self.start_primary(*generation, sync.clone()).await
             }
-            Step::StartStandby { upstream } => self.start_standby(upstream.clone()).await,
+            Step::StartStandby { upstream } => {
+                // Whatever it was before: whoever decides this knows that its WAL fits.
+                self.applied.resting = false;
+                self.start_standby(upstream.clone()).await
+            }
             Step::Follow { upstream } => self.follow(upstream.clone()).await,
             Step::Promote { generation, sync } => self.promote(*generation, sync.clone()).await,
             Step::SetSync { sync } => {
@@ -102,6 +106,10 @@ impl JobContext {
             Step::Rejoin { upstream } => self.rejoin(upstream).await,
             Step::Clone { from, discard } => self.clone_data(from, *discard).await,
             Step::Fill { repository, from, discard } => self.fill(repository, from, *discard).await,
+            Step::TakeArchived { repository, timeline, lsn } => {
+                self.take_archived(repository, (*timeline, *lsn)).await
+            }
+            Step::Recover { repository, timeline, .. } => self.recover(repository, *timeline).await,
             Step::Restart => self.restart().await,
             Step::Rest => self.rest().await,
             Step::EndRest => {
@@ -176,14 +184,15 @@ impl JobContext {
     }
 
     /// The position of a standby whose receiver has stopped for good.
-    async fn read_fence(&mut self) -> Result<Done> {
+    pub(super) async fn read_fence(&mut self) -> Result<Done> {
         let generation = self.record.generation;
         let session = self.executor.session().await?;
         let ends = Instant::now() + FENCE_WITHIN;
         loop {
             if let Some((timeline, lsn)) = session.fence_position().await? {
                 let member = self.instance().me.clone();
-                let fenced = Fenced { member, generation, timeline, lsn };
+                let ancestors = self.instance().timeline_history(timeline)?.ancestors;
+                let fenced = Fenced { member, generation, timeline, lsn, ancestors };
                 return Ok(Done { fenced: Some(fenced), ..Done::default() });
             }
             if Instant::now() >= ends {

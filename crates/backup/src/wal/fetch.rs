@@ -58,6 +58,16 @@ impl Repository {
         Ok(list)
     }
 
+    /// How long segments are, bytes: as the newest whole one of this timeline is. None if there is
+    /// no whole one.
+    pub async fn segment_bytes(&self, list: &WalList, timeline: Timeline) -> Result<Option<u64>> {
+        let newest = list.whole.get(&timeline).and_then(|whole| whole.keys().next_back());
+        let Some(number) = newest else { return Ok(None) };
+        let name = names::whole(SegmentName { timeline, number: *number });
+        let object = self.store.get(&name).await?;
+        Ok(Some(seal::open(&self.keys, Kind::Wal, &name, &object)?.len() as u64))
+    }
+
     /// A segment: the whole, or as much as the pieces have from its beginning on. None if there is
     /// nothing of it.
     pub async fn fetch_segment(

@@ -5,6 +5,7 @@
 //! server hears of it. Once the segment is whole it is stored as one object, and what the pieces held goes.
 //! A piece whose segment never became whole (its primary was lost) stays: what it holds was acknowledged.
 
+mod fence;
 mod fetch;
 mod names;
 mod trim;

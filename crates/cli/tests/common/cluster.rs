@@ -112,6 +112,11 @@ impl Member {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// The process of its agent, if it runs.
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
+    }
+
     /// Where its REST is.
     pub fn rest(&self) -> String {
         format!("{}:{}", self.address, self.port + 3)

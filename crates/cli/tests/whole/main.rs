@@ -6,6 +6,7 @@ mod common;
 
 mod adoption;
 mod alone;
+mod archive;
 mod backups;
 mod beside;
 mod care;

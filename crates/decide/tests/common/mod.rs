@@ -179,7 +179,7 @@ impl Cluster3 {
 }
 
 pub fn fenced(m: &str, generation: Generation, lsn: Lsn) -> Fenced {
-    Fenced { member: name(m), generation, timeline: Timeline(3), lsn }
+    Fenced { member: name(m), generation, timeline: Timeline(3), lsn, ancestors: Vec::new() }
 }
 
 fn cluster() -> Cluster {

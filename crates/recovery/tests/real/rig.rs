@@ -62,6 +62,7 @@ impl Rig {
         let (instance, repository) = (server.instance.clone(), self.repository.clone());
         let task = tokio::spawn(async move {
             let archive = Archive {
+                generation: None,
                 instance: &instance,
                 feed,
                 name: "tests:archive".into(),
