@@ -174,6 +174,21 @@ pub const KEYS: &[Key] = &[
         "With parameter `wal_level = logical`: standbys keep copies of the primary's logical replication slots, so that their readers go on after a change of primary. From PostgreSQL 17 on, the server itself does so for slots made with `failover`, whatever this says.",
     ),
     key(
+        "archive_in_sync_set",
+        Unit::Flag,
+        "Where fewer standbys are left than a commit waits for, it waits for repositories in their place: what they have is not lost with every database.",
+    ),
+    key(
+        "recover_from_backup",
+        Unit::Flag,
+        "When no standby is left, a member without data restores itself from a repository of the sync set, and becomes primary.",
+    ),
+    key(
+        "recover_from_backup_after_ms",
+        Unit::Milliseconds,
+        "How long the last primary is waited for before that.",
+    ),
+    key(
         "backup_interval_ms",
         Unit::Milliseconds,
         "Backups: a base backup is made so often in each repository; 0: only when asked for.",

@@ -5,7 +5,7 @@ mod common;
 use common::{Cluster3, END, G, NOW, name, set};
 use sempre_decide::member::{DataDir, Local, RULES, Step, next};
 use sempre_model::{
-    Generation, MemberId, Phase, SyncSet, Timeline,
+    Generation, Lsn, MemberId, Phase, SyncSet, Timeline,
     observation::{Database, ProcessState, Role},
     record::Switchover,
 };
@@ -91,6 +91,26 @@ fn table() -> Vec<(&'static str, Situation, Step)> {
     streams.fenced_below = Generation(4);
     streams.upstream = Some(name("m0"));
 
+    let further = Lsn(END.0 + 10);
+    let mut behind = Situation::of(Cluster3::relying_on_archive("m1", further));
+    behind.fenced_below = Generation(4);
+    behind.upstream = None;
+
+    let mut spare = Situation::of(Cluster3::relying_on_archive("m1", END));
+    spare.all.record.policy.recover_from_backup = true;
+    spare.all.since = NOW - 20_000;
+    for m in ["m1", "m2"] {
+        spare.all.word(m).fenced = None;
+        spare.all.database(m).has_data = false;
+    }
+    spare.fenced_below = Generation(4);
+    spare.running = false;
+    spare.data = DataDir::Missing;
+
+    let (repository, timeline) = ("main".to_owned(), Timeline(3));
+    let take = Step::TakeArchived { repository: repository.clone(), timeline, lsn: further };
+    let recover = Step::Recover { repository, timeline, lsn: END };
+
     let cut_off = alone();
 
     let mut hands_over = serving("m0");
@@ -118,6 +138,8 @@ fn table() -> Vec<(&'static str, Situation, Step)> {
     vec![
         ("fence-old-primary", old, Step::Fence { below: Generation(4) }),
         ("stay-fenced", streams, Step::Follow { upstream: None }),
+        ("take-archived", behind, take),
+        ("recover-from-backup", spare, recover),
         ("rest-alone", cut_off, Step::Rest),
         ("hand-over", hands_over, Step::HandOver),
         ("be-primary", chosen, Step::Promote { generation: Generation(4), sync: set(1, &["m2"]) }),

@@ -15,7 +15,10 @@ use crate::{
 };
 use drills::Spare;
 use sempre_consensus::Consensus;
-use sempre_decide::{archive::{SILENT, archiver}, drill};
+use sempre_decide::{
+    archive::{SILENT, archiver},
+    drill,
+};
 use sempre_model::{
     Command, Generation, MemberId, Phase, Record,
     backup::{ArchiveView, BackupChange, BackupProgress, archiver_of, files_progress},

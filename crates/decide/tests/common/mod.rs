@@ -7,6 +7,7 @@ use sempre_decide::{Heard, LeaderView, Millis};
 use sempre_model::{
     Generation, Lsn, Member, MemberId, MemberKind, Observation, Path, Phase, Record, SyncSet, Tags,
     Timeline,
+    backup::{BackupKey, Repository, StoreAt},
     member::Ports,
     observation::{Database, Downstream, LeaseView, PathView, ProcessState, Role},
     record::{Cause, Cluster, Fenced, HistoryEntry, Secrets},
@@ -17,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const NOW: Millis = 100_000;
 /// The generation in force.
 pub const G: Generation = Generation(3);
+/// The archiver of repository `main`, in the sync set.
+pub const ARCHIVE: &str = "archive-main";
 /// Where all WAL ends.
 pub const END: Lsn = Lsn(5_000);
 
@@ -112,6 +115,30 @@ impl Cluster3 {
             o.observation.promised = Generation(4);
             o.observation.grant_ms = 0;
         }
+        all
+    }
+
+    /// It has a repository that commits may wait for.
+    pub fn keep_archive(&mut self) {
+        let place = Repository {
+            store: StoreAt::Folder("/r".into()),
+            members: Default::default(),
+            key: BackupKey("k".into()),
+            made_unix_ms: 0,
+        };
+        self.record.backups.repositories.insert("main".into(), place);
+        self.record.backups.newest_unix_ms.insert("main".into(), 1);
+        self.record.policy.archive_in_sync_set = true;
+    }
+
+    /// As `fencing`, but only a repository is known to have every commit: it ends at `end`, as `m2`
+    /// says, who has fenced it.
+    pub fn relying_on_archive(me: &str, end: Lsn) -> Self {
+        let mut all = Self::fencing(me);
+        all.keep_archive();
+        all.record.sync = set(1, &[ARCHIVE]);
+        let archived = fenced(ARCHIVE, Generation(4), end);
+        all.word("m2").fenced_archives.insert("main".into(), archived);
         all
     }
 
