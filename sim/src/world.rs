@@ -482,7 +482,13 @@ fn first_backup(names: &[MemberId]) -> [BackupChange; 3] {
         key: BackupKey("key".into()),
         made_unix_ms: EPOCH_UNIX_MS,
     };
-    let made = BackupMade { id: "first".into(), bytes: 1, stored_bytes: 1, took_ms: 1 };
+    let made = BackupMade {
+        id: "first".into(),
+        bytes: 1,
+        stored_bytes: 1,
+        took_ms: 1,
+        alarms: Default::default(),
+    };
     // One command each for `Init`, the members but the first, the parameters, `Bootstrap`, these.
     let version = names.len() as u64 + 4;
     [
