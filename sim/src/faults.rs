@@ -138,7 +138,7 @@ impl World {
         self.act(m);
     }
 
-    fn power_cut(&mut self, m: usize, longest_ms: u64) {
+    pub(crate) fn power_cut(&mut self, m: usize, longest_ms: u64) {
         if !self.members[m].powered {
             return;
         }
@@ -252,44 +252,6 @@ impl World {
         self.at(delay, m, What::Mend(Mend::Silence));
         let delay = delay + self.rng.range(late, 5_000) * MS;
         self.at(delay, 0, What::Mend(Mend::Weather));
-    }
-
-    /// The repository hangs; or the primary's disk is lost, with all that was on it.
-    fn archive_fault(&mut self) {
-        if self.rng.chance(400) {
-            self.stats.count("fault: repository hangs");
-            let lasts_ms = self.rng.range(200, 5_000);
-            self.repository.hangs_until = self.now + lasts_ms * MS;
-            self.log(|| format!("FAULT the repository hangs for {lasts_ms} ms"));
-            return;
-        }
-        let record = self.newest().clone();
-        let Some(primary) = record.primary.as_ref().map(|p| self.index_of(p)) else { return };
-        let kept = record.phase == Phase::Serving
-            && record.sync.k > 0
-            && self.takes_clients(primary)
-            && self.members[primary].db.sync.k > 0
-            && self.members[primary].data.sync.k > 0
-            && self.scenario.keeps_commits()
-            // Not while a smaller sync set is on its way.
-            && self.members.iter().all(|m| m.raft.log.len() <= self.committed.len());
-        let spare = self.scenario.spare;
-        let whole = (0..self.members.len())
-            .filter(|m| self.members[*m].has_database && Some(*m) != spare)
-            .all(|m| self.members[m].data.present);
-        // Else it would take an operator: a former primary that was not compared cannot take over.
-        let successor = record.policy.recover_from_backup
-            || (0..self.members.len()).any(|m| {
-                let data = &self.members[m].data;
-                m != primary && data.present && !data.was_primary && !data.resting
-            });
-        if !kept || !whole || !successor {
-            return;
-        }
-        self.stats.count("fault: primary's disk lost");
-        self.log(|| format!("m{primary}: FAULT its data are lost"));
-        self.power_cut(primary, 6_000);
-        self.members[primary].data = Data::default();
     }
 
     fn disk_fault(&mut self, m: usize) {
@@ -476,7 +438,7 @@ impl World {
     }
 
     /// An operator asks whoever leads.
-    fn ask_any(&mut self, change: Change) {
+    pub(crate) fn ask_any(&mut self, change: Change) {
         let leader = (0..self.members.len()).find(|m| {
             self.members[*m].agent.up && self.members[*m].raft.role == crate::raft::Role::Leader
         });
@@ -642,6 +604,7 @@ impl World {
         if self.newest().paused {
             self.ask_any(Change::SetPaused(false));
         }
+        self.accept_loss();
         self.at(1_000 * MS, 0, What::Heal);
     }
 

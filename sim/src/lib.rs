@@ -28,6 +28,7 @@
 
 pub mod agent;
 pub mod archive;
+pub mod archive_faults;
 pub mod clients;
 pub mod clock;
 pub mod database;

@@ -132,6 +132,8 @@ pub struct World {
     pub storm: bool,
     /// The next commit's number.
     pub next_commit: u64,
+    /// A primary's disk was lost.
+    pub disk_lost: bool,
     /// How far the wall clocks have jumped, ms. For display only: nothing may depend on them.
     pub wall_jump_ms: i64,
     queue: BinaryHeap<Event>,
@@ -188,6 +190,7 @@ impl World {
             stats: Stats::default(),
             storm: true,
             next_commit: 1,
+            disk_lost: false,
             wall_jump_ms: 0,
             queue: BinaryHeap::new(),
             seq: 0,
