@@ -8,6 +8,7 @@
 //! Memory is the sum of the peaks of the processes that do the work, those of PostgreSQL left out: a
 //! little more than there ever was at one time.
 
+mod commits;
 mod figures;
 mod files;
 mod peer;
@@ -52,6 +53,9 @@ pub struct Arguments {
     /// Folders of files of this size, beside restic, instead of a database
     #[arg(long)]
     files: bool,
+    /// What a commit costs that waits for a repository, beside one that waits for a standby
+    #[arg(long, conflicts_with = "files")]
+    commits: bool,
 }
 
 pub fn main(arguments: &Arguments) -> Result<bool> {
@@ -59,7 +63,7 @@ pub fn main(arguments: &Arguments) -> Result<bool> {
         files::ready()?;
     }
     ensure!(
-        arguments.files || arguments.alone || peer::installed(),
+        arguments.files || arguments.alone || arguments.commits || peer::installed(),
         "pgBackRest is not installed: `scripts/peers.sh` gets it (package pgbackrest), and `--alone` does without"
     );
     enough_space(&arguments.folder, arguments.size_mb)?;
@@ -69,6 +73,9 @@ pub fn main(arguments: &Arguments) -> Result<bool> {
         Some(binary) => binary.clone(),
         None => crate::project::build_sempre()?,
     };
+    if arguments.commits {
+        return commits::main(&binary, &arguments.folder, arguments.runs);
+    }
     if arguments.files {
         return files::main(arguments, &binary);
     }
