@@ -1,6 +1,7 @@
 //! The member's config file: one TOML file, under 15 lines for the common case. Everything that
 //! concerns the whole cluster is policy, in the record, not here.
 
+use sempre_backup::serve::Rule;
 use sempre_model::{
     Member, MemberId, MemberKind, NodeId, Path as NetPath, Tags, member::Ports, policy::nearest,
 };
@@ -48,6 +49,9 @@ pub struct Config {
     /// About drills.
     #[serde(default)]
     pub drill: Drill,
+    /// Folders in which the cluster may keep repositories.
+    #[serde(default)]
+    pub repository: Vec<Rule>,
 }
 
 /// The `[drill]` table. Programs that run here are named here, not in the record.
@@ -206,7 +210,7 @@ pub enum ConfigError {
 }
 
 /// Every key that may stand in the file, for naming the nearest one to a mistyped one.
-const KEYS: [&str; 51] = [
+const KEYS: [&str; 56] = [
     "name",
     "dir",
     "addresses",
@@ -258,6 +262,11 @@ const KEYS: [&str; 51] = [
     "witness",
     "drill",
     "checks",
+    "repository",
+    "folder",
+    "window_days",
+    "quota_bytes",
+    "confirm_clock",
 ];
 
 /// Folders of the member that are no place for a database.
@@ -318,6 +327,7 @@ impl Config {
             }
         }
         config.check_witness()?;
+        config.check_repositories()?;
         Ok(config)
     }
 
@@ -353,6 +363,30 @@ impl Config {
             Some(own) => Err(format!("`data_dir` ({shown}) lies in sempre's own folder `{own}`")),
             None => Ok(()),
         }
+    }
+
+    /// Each folder is served by one rule, and is none of the member's own.
+    fn check_repositories(&self) -> Result<(), String> {
+        for (index, rule) in self.repository.iter().enumerate() {
+            rule.check().map_err(|why| format!("`[[repository]]`: {why}"))?;
+            let shown = rule.folder.display();
+            if rule.window_days.is_some() && self.kind != MemberKind::Witness {
+                return Err(format!(
+                    "`[[repository]]` {shown}: `window_days` would promise what it cannot keep, for whoever has this member's database can run programs here; keep such a folder on a witness"
+                ));
+            }
+            let overlap =
+                |other: &Path| other.starts_with(&rule.folder) || rule.folder.starts_with(other);
+            if self.repository[..index].iter().any(|other| overlap(&other.folder)) {
+                return Err(format!("`[[repository]]`: {shown} is in another one, or named twice"));
+            }
+            if overlap(&self.dir) || self.postgres.data_dir.as_ref().is_some_and(|d| overlap(d)) {
+                return Err(format!(
+                    "`[[repository]]`: {shown} and the member's own folder must be apart"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// A witness has no database, so nothing about one can be meant.
@@ -437,6 +471,32 @@ addresses = ["10.0.0.1", "10.1.0.1"]
         assert_eq!(config.user, "postgres");
         assert_eq!(config.ports.rest, 8008);
         assert_eq!(config.member(3).paths.len(), 2);
+    }
+
+    #[test]
+    fn folders_are_served_by_rules() {
+        let rule =
+            "[[repository]]\nfolder = \"/srv/a\"\nwindow_days = 30\nquota_bytes = 1_000_000\n";
+        let witness = format!("kind = \"witness\"\n{COMMON}");
+        let two = format!("{witness}\n{rule}[[repository]]\nfolder = \"/srv/b\"");
+        let config = Config::parse(&two).unwrap();
+        assert_eq!((config.repository.len(), config.repository[0].window_days), (2, Some(30)));
+        for (text, word) in [
+            (rule.replace("30", "0"), "from 1 to"),
+            (rule.replace("30", "-1"), "window_days"),
+            (rule.replace("/srv", "srv"), "absolute"),
+            (rule.replace("window_days", "window_day"), "did you mean `window_days`?"),
+            (rule.replace("/srv/a", "/var/lib/sempre/x"), "must be apart"),
+            (rule.replace("/srv/a", "/var"), "must be apart"),
+            (format!("{rule}{}", rule.replace("/srv/a", "/srv/a/b")), "named twice"),
+        ] {
+            let error = Config::parse(&format!("{witness}\n{text}")).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+        // Whoever has the database has the machine's files.
+        let error = Config::parse(&format!("{COMMON}\n{rule}")).unwrap_err();
+        assert!(error.contains("on a witness"), "{error}");
+        Config::parse(&format!("{COMMON}\n{}", rule.replace("window_days", "#"))).unwrap();
     }
 
     #[test]

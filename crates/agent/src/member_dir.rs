@@ -12,6 +12,7 @@
 //! | `applied.json` | what was last written into PostgreSQL's configuration |
 //! | `logical-slots.json` | which copies of the primary's logical slots are usable |
 //! | `log/` | PostgreSQL's log |
+//! | `served/` | the time, as noted for each folder that is served as a repository |
 //! | `salvage/` | diverged WAL, saved before a rewind |
 
 use crate::{Config, logical_slots::SlotNotes};
@@ -137,6 +138,11 @@ impl MemberDir {
         self.data.clone()
     }
     /// Certificates.
+    pub fn served(&self) -> PathBuf {
+        self.root.join("served")
+    }
+
+    /// Where its certificate is.
     pub fn tls(&self) -> PathBuf {
         self.root.join("tls")
     }

@@ -9,10 +9,11 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use sempre_backup::serve::Server;
 use sempre_consensus::{CallKind, Consensus, ProposeError, ServeError, Transport, TransportError};
 use sempre_model::{Command, Generation, Member, MemberId, NodeId, Record, command::Change};
 use sempre_net::{
-    Authority, CallError, Caller, Handler, MEMBER_LIFETIME, METHOD_JOIN, Peers, RpcError,
+    Authority, CallError, Caller, Handler, MEMBER_LIFETIME, METHOD_JOIN, Peers, RpcError, Streamed,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -132,10 +133,16 @@ pub struct PeerHandler {
     pub events: mpsc::Sender<Event>,
     pub consensus: OnceLock<Arc<dyn Consensus>>,
     pub shown: OnceLock<watch::Receiver<Arc<Shown>>>,
+    /// Serves folders of this machine as repositories.
+    pub repositories: Arc<Server>,
 }
 
 #[async_trait]
 impl Handler for PeerHandler {
+    fn streamed(&self) -> Option<Arc<dyn Streamed>> {
+        Some(self.repositories.connection())
+    }
+
     async fn handle(&self, from: Caller, method: &str, body: Bytes) -> Result<Bytes, RpcError> {
         let consensus = self.consensus.get().ok_or_else(|| RpcError::Busy("starting".into()))?;
         match (method, from) {

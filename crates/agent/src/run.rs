@@ -2,7 +2,7 @@
 
 use crate::{
     Config,
-    backups::Keeper,
+    backups::{Keeper, Reached},
     certificate::{Renewal, certificate_addresses},
     clock,
     data_plane::DataPlane,
@@ -23,6 +23,7 @@ use crate::{
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use sempre_api::codes;
+use sempre_backup::serve::Server;
 use sempre_consensus::{Consensus, ConsensusConfig, OpenError, RaftConsensus};
 use sempre_guard::{GuardClient, SpawnBinary};
 use sempre_model::{Command, Member, MemberId, MemberKind, Record, command::Change};
@@ -67,10 +68,13 @@ pub async fn run(
     let my_paths = config.member(who.node).paths;
     let peers = Arc::new(Peers::new(config.name.clone(), my_paths, identity.clone())?);
     let (events_in, events) = mpsc::channel(EVENTS_MAX);
+    let served = Server::new(config.name.as_str(), config.repository.clone(), &dir.served());
+    let reached = Reached { me: config.name.clone(), tls: dir.tls(), server: Arc::new(served) };
     let handler = Arc::new(PeerHandler {
         events: events_in.clone(),
         consensus: OnceLock::new(),
         shown: OnceLock::new(),
+        repositories: reached.server.clone(),
     });
     let transport =
         Arc::new(PeerTransport { peers: peers.clone(), nodes: RwLock::new(BTreeMap::new()) });
@@ -123,6 +127,7 @@ pub async fn run(
         routers: Mutex::new(Vec::new()),
         followers: followers.clone(),
         instance: (config.kind == MemberKind::Data).then(|| executor.instance.clone()),
+        reached: reached.clone(),
     });
     let transport_of_rest = rest_tls::transport(&config.rest, identity.clone())?;
     let listen = addresses(&config, config.ports.rest)?;
@@ -173,7 +178,7 @@ pub async fn run(
     // The very binary that runs, even when its file was replaced by an upgrade.
     let program = "/proc/self/exe".into();
     let (to_loop, view) = (events_in.clone(), shown.clone());
-    let keeper = Keeper::new(executor.clone(), consensus.clone(), view, to_loop, program);
+    let keeper = Keeper::new(executor.clone(), consensus.clone(), view, to_loop, program, reached);
     tasks.spawn(keeper.run());
     tracing::info!(member = %who.name, node = who.node, "running");
     let looper = Looper {

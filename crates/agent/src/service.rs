@@ -1,7 +1,7 @@
 //! What REST and routing ask of the agent.
 
 use crate::{
-    backups::{self, Orders},
+    backups::{self, Orders, Reached},
     clock,
     looper::{Event, Shown},
     majority,
@@ -48,6 +48,8 @@ pub struct Service {
     pub followers: Followers,
     /// PostgreSQL's programs here, to ask them; none on a witness.
     pub instance: Option<Instance>,
+    /// How repositories are reached.
+    pub reached: Reached,
 }
 
 impl Service {
@@ -524,7 +526,8 @@ impl Backend for Service {
     }
 
     async fn backups(&self, request: BackupRequest) -> Result<serde_json::Value, ActionError> {
-        let orders = Orders { consensus: self.consensus.clone(), shown: self.shown.clone() };
+        let (consensus, shown) = (self.consensus.clone(), self.shown.clone());
+        let orders = Orders { consensus, shown, reached: self.reached.clone() };
         orders.answer(request).await
     }
 

@@ -57,6 +57,14 @@ pub enum BackupRequest {
         /// Its name, or the beginning of it.
         backup: String,
     },
+    /// Take it back that a backup was forgotten.
+    Unforget {
+        /// Where.
+        #[serde(default)]
+        repository: Option<String>,
+        /// Its name, or the beginning of it.
+        backup: String,
+    },
     /// Keep a backup whatever retention says, or no longer.
     Hold {
         /// Where.

@@ -24,6 +24,16 @@ pub enum Error {
         /// Where.
         repository: String,
     },
+    /// The store keeps an object for a while, whoever asks: see `docs/backup.md`.
+    #[error("{key} stays in the repository {repository}: {why}")]
+    TooEarly {
+        /// The object.
+        key: String,
+        /// Where.
+        repository: String,
+        /// Until when, or for what.
+        why: String,
+    },
     /// The store cannot be used.
     #[error("could not {doing} {key} in the repository {repository}: {why}")]
     Store {
@@ -87,6 +97,14 @@ pub enum Error {
         /// What was asked for.
         wanted: String,
         /// What there is.
+        there: Vec<String>,
+    },
+    /// It was not forgotten, or is gone for good.
+    #[error("no backup {wanted} is forgotten and still there{}", if .there.is_empty() { String::new() } else { format!("; there are {}", .there.join(", ")) })]
+    NotForgotten {
+        /// What was asked for.
+        wanted: String,
+        /// Those that are.
         there: Vec<String>,
     },
     /// A file operation outside of the repository.

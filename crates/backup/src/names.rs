@@ -19,8 +19,12 @@ pub(crate) const FENCES: &str = "fences/";
 /// What was said of backups later.
 pub(crate) const MARKS: &str = "marks/";
 pub(crate) const FORGOTTEN: &str = "forgotten";
+pub(crate) const REMEMBERED: &str = "remembered";
 pub(crate) const HELD: &str = "held";
 pub(crate) const ACCEPTED: &str = "accepted";
+pub(crate) const RELEASED: &str = "released";
+/// In clear: the packs of others that a backup uses.
+pub(crate) const KEEPS: &str = "keeps/";
 
 pub(crate) fn key(epoch: u32, fingerprint: &str) -> String {
     format!("{KEYS}{epoch:08}.{fingerprint}")
@@ -45,6 +49,26 @@ pub(crate) fn segment(backup: &str, number: u32) -> String {
 
 pub(crate) fn pack(backup: &str, number: u32) -> String {
     format!("{PACKS}{backup}/{number:08}")
+}
+
+pub(crate) fn keeps(backup: &str) -> String {
+    format!("{KEEPS}{backup}")
+}
+
+pub(crate) fn fence(below: u64) -> String {
+    format!("{FENCES}{below:020}")
+}
+
+/// Reads the name of a fence. What is there under another name was not put by anybody who knows what
+/// it means.
+pub(crate) fn fence_of(key: &str) -> Option<u64> {
+    key.strip_prefix(FENCES)?.parse().ok()
+}
+
+/// Reads the name of a pack: whose, and which.
+pub(crate) fn pack_of(key: &str) -> Option<(&str, u32)> {
+    let (owner, number) = key.strip_prefix(PACKS)?.split_once('/')?;
+    Some((owner, number.parse().ok()?))
 }
 
 pub(crate) fn mark(backup: &str, what: &str) -> String {

@@ -32,7 +32,8 @@ impl Repository {
         }
         self.keys = Arc::<Keys>::new(unwrap_keys(&*self.store, new).await?);
         for epoch in self.keys.epochs.keys() {
-            self.store.delete(&by_old(*epoch)).await?;
+            // Kept for a while, it opens what was written before, and not the repository.
+            self.delete_due(&by_old(*epoch)).await?;
         }
         self.store.barrier().await
     }

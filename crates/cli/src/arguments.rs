@@ -227,6 +227,9 @@ pub enum BackupTask {
         /// machine or disk than the databases (a network file system, say)
         #[arg(long, value_name = "PATH", required_unless_present = "s3")]
         folder: Option<PathBuf>,
+        /// Where this member has that folder: it serves it to the others. Its config file must allow it
+        #[arg(long, value_name = "MEMBER", requires = "folder")]
+        on: Option<MemberId>,
         /// In this bucket of an S3-compatible store
         #[arg(
             long,
@@ -304,6 +307,14 @@ pub enum BackupTask {
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
+    },
+    /// Take it back that a backup was forgotten, while everything of it is still there
+    Unforget {
+        /// Its name, or the beginning of it
+        backup: String,
+        /// In this repository
+        #[arg(long, value_name = "NAME")]
+        repository: Option<String>,
     },
     /// Keep a backup whatever is forgotten otherwise, or no longer (--release)
     Hold {

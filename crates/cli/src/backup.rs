@@ -14,7 +14,7 @@ use sempre_api::{
     render::render_backups,
     units::{show_bytes, show_ms, show_time},
 };
-use sempre_model::backup::{BackupKey, Bucket, StoreAt};
+use sempre_model::backup::{BackupKey, Bucket, OnMember, StoreAt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
@@ -39,6 +39,7 @@ pub async fn run(scene: &Scene, task: BackupTask) -> Result<(), Fail> {
         BackupTask::Init {
             name,
             folder,
+            on,
             s3,
             s3_endpoint,
             s3_region,
@@ -46,8 +47,9 @@ pub async fn run(scene: &Scene, task: BackupTask) -> Result<(), Fail> {
             s3_ca,
             members,
         } => {
-            let store = match (folder, s3, s3_credentials) {
-                (None, Some(place), Some(credentials)) => {
+            let store = match (folder, on, s3, s3_credentials) {
+                (Some(folder), Some(member), ..) => StoreAt::Member(OnMember { member, folder }),
+                (None, _, Some(place), Some(credentials)) => {
                     bucket(&place, s3_endpoint, s3_region, &credentials, s3_ca.as_deref())?
                 }
                 (folder, ..) => StoreAt::Folder(folder.unwrap_or_default()),
@@ -77,6 +79,12 @@ pub async fn run(scene: &Scene, task: BackupTask) -> Result<(), Fail> {
         }
         BackupTask::Forget { backup, repository, yes } => {
             forget(scene, &client, repository, &backup, yes).await
+        }
+        BackupTask::Unforget { backup, repository } => {
+            let message =
+                format!("{backup} is there again; `sempre backup verify` reads all of it");
+            let request = BackupRequest::Unforget { repository, backup };
+            ask(scene, &client, &request, &message).await
         }
         BackupTask::Hold { backup, repository, reason, release } => {
             let message = match release {

@@ -227,5 +227,7 @@ pub fn restic_place(store: &StoreAt) -> Option<String> {
                 if at.prefix.is_empty() { String::new() } else { format!("/{}", at.prefix) };
             Some(format!("s3:{endpoint}/{}{prefix}/files", at.bucket))
         }
+        // Where the folder is, on that member, it does.
+        StoreAt::Member(_) => None,
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     terminal::Bar,
 };
 use nix::unistd::Uid;
+use sempre_agent::member_dir::MemberDir;
 use sempre_api::{
     BackupRequest, codes,
     units::{show_bytes, show_ms},
@@ -81,7 +82,7 @@ pub fn run(scene: &Scene, how: &RestoreHow) -> Result<(), Fail> {
 /// The repository that is meant.
 pub fn place(scene: &Scene, how: &RestoreHow) -> Result<Place, Fail> {
     match (&how.folder, &how.key_file, &how.place) {
-        (_, _, Some(file)) => from_file(file),
+        (_, _, Some(file)) => from_file(scene, file),
         (Some(folder), Some(file), _) => from_folder(folder, file),
         _ => connect::block_on(from_cluster(scene, how.repository.clone())),
     }
@@ -201,22 +202,34 @@ fn from_folder(folder: &Path, key_file: &Path) -> Result<Place, Fail> {
         Fail::usage(format!("cannot read {}", key_file.display()), error.to_string(), "")
     })?;
     let (name, store) = (folder.display().to_string(), StoreAt::Folder(folder.to_owned()));
-    Ok(Place { name, store, key: BackupKey(key.trim().to_owned()), next_key: None })
+    let key = BackupKey(key.trim().to_owned());
+    Ok(Place { name, store, key, next_key: None, reach: None })
 }
 
-fn from_file(file: &Path) -> Result<Place, Fail> {
+fn from_file(scene: &Scene, file: &Path) -> Result<Place, Fail> {
     let unusable = |why: String| Fail::usage(format!("cannot use {}", file.display()), why, "");
     let text = std::fs::read_to_string(file).map_err(|error| unusable(error.to_string()))?;
-    serde_json::from_str(&text).map_err(|error| unusable(error.to_string()))
+    let place = serde_json::from_str(&text).map_err(|error| unusable(error.to_string()))?;
+    Ok(as_here(scene, place))
+}
+
+/// A repository on a member is asked for with this machine's own certificate.
+fn as_here(scene: &Scene, mut place: Place) -> Place {
+    if let (Some(reach), Ok(config)) = (&mut place.reach, scene.read_config()) {
+        reach.tls = MemberDir::new(&config).tls();
+    }
+    place
 }
 
 pub async fn from_cluster(scene: &Scene, repository: Option<String>) -> Result<Place, Fail> {
     let client = scene.client()?;
-    client.backups(&BackupRequest::Key { repository }, ASK_WITHIN).await.map_err(|error| {
+    let found = client.backups(&BackupRequest::Key { repository }, ASK_WITHIN).await;
+    let place = found.map_err(|error| {
         Fail::from(error).next(
             "If no member answers any more: --folder PATH --key-file FILE, with the key that `sempre backup key` printed.",
         )
-    })
+    })?;
+    Ok(as_here(scene, place))
 }
 
 /// The programs of the version that the backups are of.

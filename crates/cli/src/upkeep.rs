@@ -145,6 +145,7 @@ pub fn prune(
                 "snapshots_of_files": snapshots,
                 "bytes": pruned.bytes,
                 "wal_segments": pruned.wal_segments,
+                "too_early": pruned.too_early,
                 "blocked": pruned.blocked,
             }));
         } else {
@@ -155,6 +156,10 @@ pub fn prune(
                 show_bytes(pruned.bytes),
                 pruned.wal_segments
             ));
+            if pruned.too_early > 0 {
+                let count = pruned.too_early;
+                show::print(&format!("{count} objects more go when their store lets them\n"));
+            }
             for why in &pruned.blocked {
                 show::print(&format!("stays, although it may be in nobody's use: {why}\n"));
             }

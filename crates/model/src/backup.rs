@@ -32,6 +32,18 @@ pub enum StoreAt {
     Folder(PathBuf),
     /// In a bucket of an S3-compatible store.
     S3(Box<Bucket>),
+    /// In a folder of a member, which serves it to the others.
+    Member(OnMember),
+}
+
+/// A folder of a member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnMember {
+    /// Who serves it.
+    pub member: MemberId,
+    /// Where it is there.
+    pub folder: PathBuf,
 }
 
 /// A bucket of an S3-compatible store, a place in it, and who we are to it.
@@ -65,6 +77,7 @@ impl fmt::Display for StoreAt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StoreAt::Folder(path) => write!(f, "{}", path.display()),
+            StoreAt::Member(at) => write!(f, "{}:{}", at.member, at.folder.display()),
             StoreAt::S3(at) => {
                 let endpoint = at.endpoint.as_deref().unwrap_or("s3:/");
                 write!(f, "{endpoint}/{}", at.bucket)?;

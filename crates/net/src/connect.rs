@@ -81,11 +81,19 @@ impl Drop for Connection {
     }
 }
 
+/// How a peer is noticed that takes what is sent and does nothing with it: it is asked for a sign
+/// of life so often while it owes an answer, and given up after so long without one.
+pub struct Pings {
+    pub every: Duration,
+    pub within: Duration,
+}
+
 /// Opens a connection.
 pub async fn connect(
     target: &Target,
     tls: Arc<ClientConfig>,
     connect_timeout: Duration,
+    pings: Option<Pings>,
 ) -> Result<Connection, String> {
     let address = resolve(target).await?;
     let within = |what: &str, limit: Duration| format!("{what} took over {} ms", limit.as_millis());
@@ -97,7 +105,11 @@ pub async fn connect(
         .await
         .map_err(|_| within("TLS handshake", TLS_TIMEOUT))?
         .map_err(|e| format!("TLS handshake: {e}"))?;
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    if let Some(Pings { every, within }) = pings {
+        builder.keep_alive_interval(every).keep_alive_timeout(within);
+    }
+    let (sender, connection) = builder
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

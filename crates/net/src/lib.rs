@@ -9,6 +9,8 @@
 //! - [`PeerServer`] answers calls with a [`Handler`].
 //! - [`Peers`] calls others: [`Peers::call`] by any path that works, [`Peers::call_on`] by exactly
 //!   one (heartbeats). [`call_stranger`] is the newcomer's first call.
+//! - [`Link`] asks one member for what has bodies of any length ([`Streamed`] serves it): the
+//!   objects of a repository.
 //!
 //! Limits: every call must be idempotent, since it may arrive twice (once a path). A certificate
 //! cannot be revoked; a removed member is refused by its name instead.
@@ -17,6 +19,7 @@ mod authority;
 mod connect;
 mod files;
 mod identity;
+mod link;
 mod log_limit;
 mod names;
 mod path;
@@ -30,9 +33,10 @@ mod vouch;
 
 pub use authority::{Authority, CA_LIFETIME, CertError, MEMBER_LIFETIME, fingerprint_of_pem};
 pub use identity::{CA_FILE, Identity, IdentityError, MEMBER_FILE, create_request};
+pub use link::{Answer, Link, LinkError, Linked};
 pub use path::PathState;
 pub use peers::{CallError, Peers};
-pub use rpc::{BODY_MAX, Caller, Handler, METHOD_JOIN, RpcError};
+pub use rpc::{BODY_MAX, Caller, Handler, METHOD_JOIN, RpcError, STREAMED, Streamed, StreamedBody};
 pub use server::{IsMember, PeerServer, ServerError};
 pub use stranger::{StrangerError, call_stranger};
 pub use tls::{

@@ -235,7 +235,7 @@ impl PeerPath {
     /// Runs as a task of its own: it ends by its own deadlines, and who waits for it may go away.
     async fn connect(self: Arc<Self>, tell: watch::Sender<Opened>) {
         let epoch = self.identity.epoch();
-        let result = connect(&self.target, self.tls.clone(), CONNECT_TIMEOUT)
+        let result = connect(&self.target, self.tls.clone(), CONNECT_TIMEOUT, None)
             .await
             .map(|connection| Arc::new(Open { connection, epoch }));
         self.lock().slot = match &result {

@@ -4,10 +4,10 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::StatusCode;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use sempre_model::MemberId;
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr, sync::Arc};
 
 /// Largest body of a request or an answer, bytes. Raft snapshots, the largest, are far below.
 pub const BODY_MAX: usize = 16 * 1024 * 1024;
@@ -32,11 +32,34 @@ pub trait Handler: Send + Sync + 'static {
     /// Answers one call.
     async fn handle(&self, from: Caller, method: &str, body: Bytes) -> Result<Bytes, RpcError>;
 
+    /// Serves requests below [`STREAMED`] of one connection of a member; none: there are no such.
+    fn streamed(&self) -> Option<Arc<dyn Streamed>> {
+        None
+    }
+
     /// May somebody without a certificate call this? Everything else is refused before
     /// [`Handler::handle`] is asked.
     fn allows_stranger(&self, method: &str) -> bool {
         method == METHOD_JOIN
     }
+}
+
+/// Requests whose path begins like this have bodies of any length, and so have their answers.
+pub const STREAMED: &str = "repository/";
+
+/// The body of a streamed answer.
+pub type StreamedBody = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Serves streamed requests: one for each connection, and gone with it. A request that its caller
+/// gives up is dropped where it is.
+#[async_trait]
+pub trait Streamed: Send + Sync + 'static {
+    /// Serves one.
+    async fn serve(
+        &self,
+        from: &MemberId,
+        request: http::Request<Incoming>,
+    ) -> http::Response<StreamedBody>;
 }
 
 /// An answer that is not the one hoped for. The path worked.

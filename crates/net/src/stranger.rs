@@ -53,7 +53,7 @@ pub async fn call_stranger(
     let target = Target { host: address.0.to_owned(), port: address.1, from: None, name };
     let attempt = async {
         let connection =
-            connect(&target, Arc::new(tls), CONNECT_TIMEOUT).await.map_err(unreachable)?;
+            connect(&target, Arc::new(tls), CONNECT_TIMEOUT, None).await.map_err(unreachable)?;
         let request = request(method, body).map_err(answered)?;
         let said = |why| unreachable(connection.ended().unwrap_or(why));
         match connection.sender().send_request(request).await {

@@ -28,7 +28,7 @@ pub use extend::{Position, archived_end, archived_history, extend_wal};
 pub use fill::{Fill, Filled};
 pub use instant::{InstantServer, Listen};
 pub use job::{Job, Said, Worked};
-pub use place::{Place, new_store};
+pub use place::{Place, Reach, new_store};
 pub use prove::{Proved, prove};
 pub use prune::{Pruned, plan_prune, prune, retention};
 pub use restore::{Recovered, Restore};

@@ -27,6 +27,8 @@ pub struct Pruned {
     pub bytes: u64,
     /// Segments of WAL.
     pub wal_segments: usize,
+    /// Objects that the store keeps for a while yet.
+    pub too_early: usize,
     /// Why some things stay although they may be in nobody's use.
     pub blocked: Vec<String>,
 }
@@ -51,6 +53,6 @@ pub async fn prune(repository: &Repository, rules: &Retention) -> Result<Pruned>
         }
         _ => 0,
     };
-    let (bytes, blocked) = (collected.bytes(), collected.blocked);
-    Ok(Pruned { backups, bytes, wal_segments, blocked })
+    let (bytes, too_early) = (collected.bytes(), collected.too_early);
+    Ok(Pruned { backups, bytes, wal_segments, too_early, blocked: collected.blocked })
 }

@@ -1,9 +1,9 @@
 //! Backups of files: ordered by the leader when they are due, made by the member that has the files.
 
-use super::{Keeper, RETRY_AFTER, place_of, worker::Key};
+use super::{Keeper, RETRY_AFTER, Reached, worker::Key};
 use crate::{clock, looper::Shown};
 use sempre_model::{
-    Command, MemberId, Record,
+    Command, Record,
     backup::{BackupChange, BackupMade, FilesChange},
     command::Change,
 };
@@ -11,7 +11,8 @@ use sempre_recovery::{FileSet, Job, retention};
 use tokio::time::Instant;
 
 /// What this member is to back up now.
-pub(super) fn wanted(record: &Record, me: &MemberId) -> Vec<(Key, Job)> {
+pub(super) fn wanted(record: &Record, reached: &Reached) -> Vec<(Key, Job)> {
+    let me = &reached.me;
     let mine = record.backups.files.iter().filter(|(_, kept)| kept.set.member == *me);
     let jobs = mine.filter_map(|(name, kept)| {
         let order = kept.order.as_ref()?;
@@ -21,7 +22,7 @@ pub(super) fn wanted(record: &Record, me: &MemberId) -> Vec<(Key, Job)> {
             paths: kept.set.paths.clone(),
             excludes: kept.set.excludes.clone(),
         };
-        let place = place_of(record, &kept.set.repository)?;
+        let place = reached.place(record, &kept.set.repository)?;
         let retention = retention(&record.policy);
         let max_bytes_per_s = Some(record.policy.backup_max_bytes_per_s).filter(|rate| *rate > 0);
         let full = order.full;

@@ -2,9 +2,11 @@
 //! backups that the record asks it for. The work itself is done by processes of their own.
 
 mod drills;
+mod fence;
 mod files;
 mod order_files;
 mod orders;
+mod reach;
 mod rotate;
 mod worker;
 
@@ -20,14 +22,14 @@ use sempre_decide::{
     drill,
 };
 use sempre_model::{
-    Command, Generation, MemberId, Phase, Record,
+    Command, MemberId, Phase, Record,
     backup::{ArchiveView, BackupChange, BackupProgress, archiver_of, files_progress},
     command::Change,
     observation::{ProcessState, Role},
     record::Fenced,
 };
 use sempre_postgres::Upstream;
-use sempre_recovery::{Drill, Feed, Job, Place, Said, Worked, retention};
+use sempre_recovery::{Drill, Feed, Job, Said, Worked, retention};
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
@@ -37,6 +39,8 @@ use tokio::{
 use worker::{Key, Report};
 
 pub use orders::Orders;
+pub use reach::Reached;
+pub(crate) use reach::place_of;
 pub(crate) use worker::once;
 
 /// How often it is looked whether something else is to be done.
@@ -82,6 +86,7 @@ pub struct Keeper {
     shown: watch::Receiver<Arc<Shown>>,
     events: mpsc::Sender<Event>,
     program: PathBuf,
+    reached: Reached,
     running: BTreeMap<Key, Running>,
     /// Not to be begun again before.
     pauses: BTreeMap<Key, Instant>,
@@ -114,6 +119,7 @@ impl Keeper {
         shown: watch::Receiver<Arc<Shown>>,
         events: mpsc::Sender<Event>,
         program: PathBuf,
+        reached: Reached,
     ) -> Self {
         let (running, pauses, failing, view) = Default::default();
         let ordered = Instant::now();
@@ -124,6 +130,7 @@ impl Keeper {
             shown,
             events,
             program,
+            reached,
             running,
             pauses,
             failing,
@@ -146,7 +153,7 @@ impl Keeper {
                     self.order().await;
                 }
                 // A failover does not wait for the next look.
-                changed = fencing(&mut self.shown) => match changed {
+                changed = fence::begins(&mut self.shown) => match changed {
                     Some(()) => self.look(&tell).await,
                     None => return,
                 },
@@ -262,7 +269,7 @@ impl Keeper {
             if let Some(job) = self.archive(shown, name) {
                 want(Key::Archive(name.clone()), job);
             }
-            if let Some(job) = fence(shown, name) {
+            if let Some(job) = fence::wanted(shown, name, &self.reached) {
                 want(Key::Fence(name.clone(), record.generation.0), job);
             }
         }
@@ -280,7 +287,7 @@ impl Keeper {
                 want(Key::Drill(name.clone(), order.version), job);
             }
         }
-        for (key, job) in files::wanted(record, &shown.me) {
+        for (key, job) in files::wanted(record, &self.reached) {
             want(key, job);
         }
         wanted
@@ -312,7 +319,7 @@ impl Keeper {
         };
         let archiver = archiver_of(name).ok()?;
         let slot = archiver.slot_name();
-        let place = place_of(record, name)?;
+        let place = self.reached.place(record, name)?;
         let instance = Box::new(self.executor.instance.clone());
         // Only one that looks for fences has a name that commits may wait for. No member's has a
         // colon: nobody takes such a connection for a standby.
@@ -339,7 +346,7 @@ impl Keeper {
         Some(Job::BaseBackup {
             instance: Box::new(self.executor.instance.clone()),
             admin_password: cluster.secrets.admin.clone(),
-            place: place_of(record, name)?,
+            place: self.reached.place(record, name)?,
             owner: format!("{}/{}", cluster.id, self.executor.instance.me),
             full,
             threads: THREADS,
@@ -354,7 +361,7 @@ impl Keeper {
         let archive = shown.heard.values().filter_map(archives).max_by_key(|a| a.server);
         Some(Job::Drill(Drill {
             instance: Box::new(self.executor.instance.clone()),
-            place: place_of(&shown.record, name)?,
+            place: self.reached.place(&shown.record, name)?,
             primary: archive.map(|archive| (archive.server, archive.behind_ms)),
             checks: self.executor.config.drill.checks.clone(),
             threads: THREADS,
@@ -380,14 +387,9 @@ impl Keeper {
             (Key::Fence(name, generation), Report::Said(Said::Done(Worked::Fenced(lsn)))) => {
                 self.running.remove(&Key::Fence(name.clone(), generation));
                 let record = self.executor.record();
-                let (Ok(member), Some(served)) = (archiver_of(&name), record.history.last()) else {
-                    return;
-                };
-                let (generation, timeline) = (Generation(generation), served.timeline);
-                tracing::info!(repository = %name, %generation, %timeline, %lsn, "fenced");
-                let ancestors = Vec::new();
-                let fenced = Fenced { member, generation, timeline, lsn, ancestors };
-                self.view.fenced.insert(name, fenced);
+                if let Some(fenced) = fence::fenced(&record, &name, generation, lsn) {
+                    self.view.fenced.insert(name, fenced);
+                }
             }
             (key @ Key::Backup(..), Report::Said(Said::Done(Worked::Backup(made)))) => {
                 self.end(key, Ok(made)).await;
@@ -472,38 +474,6 @@ pub(crate) fn fill(member: &MemberId, from: &str) -> Change {
     let repository = Some(from.to_owned()).filter(|name| !name.is_empty());
     let fill = BackupChange::Fill { member: member.clone(), repository };
     Change::Backup(Box::new(fill))
-}
-
-/// The fence of a repository that the sync set relies on, while there is no primary.
-fn fence(shown: &Shown, name: &str) -> Option<Job> {
-    let record = &shown.record;
-    let relied = record.sync.members.iter().any(|m| record.archive(m) == Some(name));
-    let place = record.backups.repositories.get(name)?;
-    let fencing = matches!(record.phase, Phase::Fencing { .. });
-    if !relied || !fencing || !place.is_reached_by(&shown.me) {
-        return None;
-    }
-    // What a primary wrote that never served counts for nothing.
-    let timeline = record.history.last()?.timeline;
-    Some(Job::Fence { place: place_of(record, name)?, below: record.generation.0, timeline })
-}
-
-/// Until a failover begins that relies on a repository; none: nothing is shown any more.
-async fn fencing(shown: &mut watch::Receiver<Arc<Shown>>) -> Option<()> {
-    let wants = |shown: &Shown| {
-        matches!(shown.record.phase, Phase::Fencing { .. })
-            && shown.record.sync.members.iter().any(|m| shown.record.archive(m).is_some())
-    };
-    shown.wait_for(|shown| !wants(shown)).await.ok()?;
-    shown.wait_for(|shown| wants(shown)).await.ok().map(|_| ())
-}
-
-/// A repository, with what opens it.
-pub(crate) fn place_of(record: &Record, name: &str) -> Option<Place> {
-    let known = record.backups.repositories.get(name)?;
-    let (store, key) = (known.store.clone(), known.key.clone());
-    let next_key = record.backups.next_keys.get(name).cloned();
-    Some(Place { name: name.to_owned(), store, key, next_key })
 }
 
 /// Whom a base backup is made of, unless it is said: a standby that has all, else the primary.

@@ -1,6 +1,6 @@
 //! What operators ask about backups.
 
-use super::{order_files, place_of, source};
+use super::{Reached, order_files, source};
 use crate::{clock, looper::Shown, majority, service::not_proposed};
 use sempre_api::{
     ActionError, BackupRequest,
@@ -11,7 +11,7 @@ use sempre_backup::{Identity, Repository, Secret};
 use sempre_consensus::Consensus;
 use sempre_model::{
     Command, MemberId, Record,
-    backup::{self as model, BackupChange, BackupKey, StoreAt},
+    backup::{self as model, BackupChange, BackupKey, OnMember, StoreAt},
     command::Change,
 };
 use sempre_recovery::{Coverage, Place, new_store, windows};
@@ -25,6 +25,8 @@ pub struct Orders {
     pub consensus: Arc<dyn Consensus>,
     /// What the loop shows.
     pub shown: watch::Receiver<Arc<Shown>>,
+    /// How repositories are reached.
+    pub reached: Reached,
 }
 
 pub(super) type Answer = Result<Value, ActionError>;
@@ -68,18 +70,23 @@ impl Orders {
                 };
                 let mut listings = Vec::new();
                 for name in names {
-                    listings.push(listing(&place(record, name)?).await?);
+                    listings.push(listing(&self.place(record, name)?).await?);
                 }
                 Ok(json!({"repositories": listings}))
             }
             BackupRequest::Forget { repository, backup } => {
-                let opened = open(&place(record, which(record, repository.as_deref())?)?).await?;
+                let opened = self.open(record, repository.as_deref()).await?;
                 opened.forget(&backup).await.map_err(unusable)?;
                 self.accepted(record, which(record, repository.as_deref())?, &backup).await?;
                 Ok(json!({"forgotten": backup}))
             }
+            BackupRequest::Unforget { repository, backup } => {
+                let opened = self.open(record, repository.as_deref()).await?;
+                let backup = opened.unforget(&backup).await.map_err(unusable)?;
+                Ok(json!({"remembered": backup}))
+            }
             BackupRequest::Hold { repository, backup, release, reason } => {
-                let opened = open(&place(record, which(record, repository.as_deref())?)?).await?;
+                let opened = self.open(record, repository.as_deref()).await?;
                 match release {
                     true => opened.release(&backup).await.map_err(unusable)?,
                     false => opened.hold(&backup, &reason).await.map_err(unusable)?,
@@ -88,7 +95,7 @@ impl Orders {
             }
             BackupRequest::Accept { repository, backup } => {
                 let name = which(record, repository.as_deref())?;
-                let opened = open(&place(record, name)?).await?;
+                let opened = open(&self.place(record, name)?).await?;
                 let backup = match opened.accept(&backup).await {
                     // It was forgotten; its alarm is still told.
                     Err(sempre_backup::Error::NoBackup { .. }) if told(record, name, &backup) => {
@@ -108,7 +115,7 @@ impl Orders {
                 Ok(json!({"version": version}))
             }
             BackupRequest::Key { repository } => {
-                let place = place(record, which(record, repository.as_deref())?)?;
+                let place = self.place(record, which(record, repository.as_deref())?)?;
                 Ok(serde_json::to_value(place).unwrap_or_default())
             }
         }
@@ -130,20 +137,26 @@ impl Orders {
         if record.backups.repositories.contains_key(&name) {
             return Err(codes::REFUSED.error(what, "there is one of this name already"));
         }
-        if let StoreAt::Folder(folder) = &at
+        if let StoreAt::Folder(folder) | StoreAt::Member(OnMember { folder, .. }) = &at
             && !folder.is_absolute()
         {
             let why = format!("{} is no absolute path", folder.display());
             return Err(codes::BAD_REQUEST.error(what, why));
         }
-        if let Some(unknown) = members.iter().find(|m| record.member(m).is_none()) {
+        let serves = match &at {
+            StoreAt::Member(on) => Some(&on.member),
+            _ => None,
+        };
+        let named = members.iter().chain(serves);
+        if let Some(unknown) = named.into_iter().find(|m| record.member(m).is_none()) {
             return Err(codes::UNKNOWN_MEMBER.error(what, format!("there is no member {unknown}")));
         }
         majority::there(&self.shown).await?;
         let (key, now) = (Secret::random(), clock::now_unix_ms());
         let identity = Identity::new(&cluster.id, &cluster.name, system_identifier, now);
         let made = async {
-            let store = new_store(&at).await?;
+            let (at, reach) = self.reached.store(record, at.clone());
+            let store = new_store(&at, reach.as_ref()).await?;
             Ok::<_, sempre_recovery::Error>(Repository::create(store, &key, identity).await?)
         };
         made.await.map_err(|error| codes::REPOSITORY.error(what, error.to_string()))?;
@@ -165,6 +178,16 @@ impl Orders {
             self.propose(BackupChange::Accept { repository, backup }).await?;
         }
         Ok(())
+    }
+
+    pub(super) fn place(&self, record: &Record, name: &str) -> Result<Place, ActionError> {
+        self.reached.place(record, name).ok_or_else(|| {
+            codes::UNKNOWN_REPOSITORY.error("nothing was done", format!("there is no `{name}`"))
+        })
+    }
+
+    async fn open(&self, record: &Record, name: Option<&str>) -> Result<Repository, ActionError> {
+        open(&self.place(record, which(record, name)?)?).await
     }
 
     pub(super) async fn propose(&self, change: BackupChange) -> Result<u64, ActionError> {
@@ -198,12 +221,6 @@ pub(super) fn which<'a>(record: &'a Record, name: Option<&str>) -> Result<&'a st
             (None, false) => format!("there are {}: name one", names.join(", ")),
         };
         codes::UNKNOWN_REPOSITORY.error("nothing was done", why)
-    })
-}
-
-pub(super) fn place(record: &Record, name: &str) -> Result<Place, ActionError> {
-    place_of(record, name).ok_or_else(|| {
-        codes::UNKNOWN_REPOSITORY.error("nothing was done", format!("there is no `{name}`"))
     })
 }
 

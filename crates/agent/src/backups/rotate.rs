@@ -1,7 +1,7 @@
 //! Replacing the key of a repository: agreed upon first, so that the record has the one that opens it, whoever
 //! dies in between.
 
-use super::orders::{Answer, Orders, open, place};
+use super::orders::{Answer, Orders, open};
 use sempre_api::{ActionError, codes};
 use sempre_backup::Secret;
 use sempre_model::{
@@ -13,7 +13,7 @@ use sempre_recovery::Place;
 impl Orders {
     /// Replaces it, or goes on where an earlier try stopped; answers with the place and its new key.
     pub(super) async fn rotate(&self, record: &Record, name: &str) -> Answer {
-        let known = place(record, name)?;
+        let known = self.place(record, name)?;
         // One that cannot be reached keeps its key.
         let mut opened = open(&known).await?;
         let repository = name.to_owned();

@@ -65,7 +65,8 @@ impl JobContext {
     ) -> Result<Filled> {
         let cluster = self.record.cluster.as_ref().context("not initialised")?;
         let system_identifier = cluster.system_identifier.context("the cluster has no database")?;
-        let place = backups::place_of(&self.record, repository)
+        let tls = self.instance().layout.tls_dir.clone();
+        let place = backups::place_of(&self.record, repository, tls)
             .with_context(|| format!("there is no repository {repository}"))?;
         self.refuse_foreign().await?;
         self.stop(StopMode::Fast).await?;

@@ -11,7 +11,7 @@ use sempre_recovery::{Position, archived_history, extend_wal};
 
 impl JobContext {
     async fn repository(&self, name: &str) -> Result<Repository> {
-        let place = place_of(&self.record, name)
+        let place = place_of(&self.record, name, self.instance().layout.tls_dir.clone())
             .with_context(|| format!("there is no repository `{name}`"))?;
         Ok(place.open().await?)
     }

@@ -4,7 +4,8 @@
 //! it might need stays, and the plan says so.
 
 use crate::{
-    names::{self, ACCEPTED, BACKUPS, FORGOTTEN, HELD, MARKS, PACKS, SEGMENTS, WRITERS},
+    marks::{by_backup, is_forgotten},
+    names::{self, BACKUPS, KEEPS, MARKS, PACKS, SEGMENTS, WRITERS},
     store::Listed,
     writer::LEASE,
 };
@@ -32,6 +33,8 @@ pub(super) struct View {
     pub(super) marks: Vec<Listed>,
     pub(super) packs: Vec<Listed>,
     pub(super) segments: Vec<Listed>,
+    /// Lists of what backups use, in clear.
+    pub(super) keeps: Vec<Listed>,
     pub(super) writers: Vec<Listed>,
     pub(super) backups: Vec<Listed>,
     /// Unfinished objects that no key leads to.
@@ -77,6 +80,9 @@ pub struct Plan {
     pub backups: Vec<Listed>,
     /// That it was forgotten.
     pub marks: Vec<Listed>,
+    /// So many objects would go, and the store keeps them for a while yet: a later collection takes them.
+    #[serde(default)]
+    pub too_early: usize,
     /// Why things stay that nothing may need any more. Not empty: somebody has to look.
     pub blocked: Vec<String>,
 }
@@ -114,15 +120,9 @@ impl View {
         newest
     }
 
-    fn marked(&self, what: &str) -> BTreeSet<&str> {
-        let marks = self.marks.iter().filter_map(|l| names::owner(&l.key, MARKS).zip(Some(&l.key)));
-        marks.filter(|(id, key)| **key == names::mark(id, what)).map(|(id, _)| id).collect()
-    }
-
-    /// A hold that came as a backup was being forgotten wins.
     fn forgotten(&self) -> BTreeSet<&str> {
-        let held = self.marked(HELD);
-        self.marked(FORGOTTEN).into_iter().filter(|id| !held.contains(id)).collect()
+        let marked = by_backup(&self.marks).into_iter();
+        marked.filter(|(_, marks)| is_forgotten(marks.iter().copied())).map(|(id, _)| id).collect()
     }
 
     /// Writers that may still publish.
@@ -244,7 +244,8 @@ impl View {
         };
         let files = self.segments.iter().filter_map(|l| Some((l, self.known_form(l, SEGMENTS)?)));
         let signs = self.writers.iter().filter_map(|l| Some((l, self.known_form(l, WRITERS)?)));
-        let files = files.chain(signs).filter(|(l, id)| goes(l, id));
+        let keeps = self.keeps.iter().filter_map(|l| Some((l, names::owner(&l.key, KEEPS)?)));
+        let files = files.chain(signs).chain(keeps).filter(|(l, id)| goes(l, id));
         plan.files = files.map(|(l, _)| l.clone()).collect();
         // Tombstones stay for ever: a writer may be paused for as long. So does what may be one.
         let ends =
@@ -256,8 +257,7 @@ impl View {
         plan.backups = described.cloned().collect();
         let marks = self.marks.iter().filter(|l| {
             let id = names::owner(&l.key, MARKS);
-            let is_over = |id| [FORGOTTEN, ACCEPTED].iter().any(|m| l.key == names::mark(id, m));
-            id.is_some_and(|id| ends(id) && is_over(id))
+            id.is_some_and(ends)
         });
         plan.marks = marks.cloned().collect();
     }

@@ -19,7 +19,8 @@
 //! - What an attempt took over from a dead one ([`crate::Adopted`]) stays while that attempt is live. One that the
 //!   list of writers does not have is looked for again: it was announced before it took over. Then its packs are as anybody's: needed by a backup, or not.
 //!
-//! A mark is deleted last, when everything else is gone for good: after a crash nothing looks whole.
+//! A mark is deleted last, when everything else is gone for good: after a crash nothing looks whole. A
+//! store may keep objects for a while, whoever asks: these are counted, and a later collection takes them.
 //!
 //! Limits. A restore of a backup that is forgotten meanwhile fails, loudly, when its blocks go: hold it
 //! first. Clocks only decide when a writer is given up, never what is kept. The lists are in memory (about
@@ -32,7 +33,7 @@ pub use decide::{Plan, Silent};
 use crate::{
     Error, Repository, Result,
     manifest::Outcome,
-    names::{self, BACKUPS, MARKS, PACKS, SEGMENTS, WRITERS},
+    names::{self, BACKUPS, FORGOTTEN, HELD, KEEPS, MARKS, PACKS, SEGMENTS, WRITERS},
     seal::Kind,
     store::Listed,
     writer::Announcement,
@@ -43,6 +44,20 @@ use std::collections::BTreeSet;
 
 /// Objects that are deleted at a time: a store far away answers slowly.
 const DELETES_AT_ONCE: usize = 8;
+/// What a backup consists of, beside its description.
+const PARTS: &[&str] = &[PACKS, SEGMENTS, WRITERS, KEEPS];
+
+/// Marks in the order they go in: a hold before what ended it, and last what says that the backup is forgotten. Of
+/// what is left at any time, nothing says that it is under a hold, or remembered, once it was not.
+fn in_turn(marks: Vec<Listed>) -> [Vec<Listed>; 3] {
+    let says = |listed: &Listed, word: &str| {
+        let mark = listed.key.rsplit('/').next().unwrap_or_default();
+        mark.strip_prefix(word).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let (holds, others): (Vec<_>, Vec<_>) = marks.into_iter().partition(|l| says(l, HELD));
+    let (last, others) = others.into_iter().partition(|l| says(l, FORGOTTEN));
+    [holds, others, last]
+}
 
 impl Repository {
     /// What [`Repository::collect`] would remove now. Changes nothing.
@@ -75,17 +90,30 @@ impl Repository {
         self.note_late(&mut view).await?;
         // Before anything goes, nobody can publish with it any more.
         self.store.barrier().await?;
-        let plan = self.decide(&view, revoked).await?;
+        let mut plan = self.decide(&view, revoked).await?;
         for why in &plan.blocked {
             tracing::error!("blocks that may be in nobody's use stay in the repository: {why}");
         }
-        self.delete(&plan.leftovers).await?;
-        self.delete(&plan.packs).await?;
-        self.delete(&plan.files).await?;
-        self.delete(&plan.backups).await?;
+        // Whoever took it back meanwhile that a backup was forgotten finds it whole.
+        let said = self.store.list(MARKS).await?;
+        if said.iter().any(|l| !view.marks.iter().any(|known| known.key == l.key)) {
+            tracing::info!("something was said of a backup meanwhile: the next collection goes on");
+            return Ok(Plan { revoke: plan.revoke, ..Plan::default() });
+        }
+        // What has parts that stay for a while keeps its description and its mark, or these would be
+        // nobody's.
+        let mut whose = BTreeSet::new();
+        for list in [&mut plan.leftovers, &mut plan.packs, &mut plan.files] {
+            plan.too_early += self.delete(list, PARTS, &mut whose).await?;
+        }
+        plan.too_early += self.delete(&mut plan.backups, &[BACKUPS], &mut whose).await?;
         self.store.barrier().await?;
-        self.delete(&plan.marks).await?;
-        self.store.barrier().await?;
+        let turns = in_turn(std::mem::take(&mut plan.marks)).into_iter();
+        for mut marks in turns.filter(|marks| !marks.is_empty()) {
+            plan.too_early += self.delete(&mut marks, &[MARKS], &mut whose).await?;
+            self.store.barrier().await?;
+            plan.marks.append(&mut marks);
+        }
         Ok(plan)
     }
 
@@ -96,6 +124,7 @@ impl Repository {
             marks: store.list(MARKS).await?,
             packs: store.list(PACKS).await?,
             segments: store.list(SEGMENTS).await?,
+            keeps: store.list(KEEPS).await?,
             writers: store.list(WRITERS).await?,
             backups: store.list(BACKUPS).await?,
             leftovers: store.leftovers().await?,
@@ -192,9 +221,43 @@ impl Repository {
         }
     }
 
-    async fn delete(&self, objects: &[Listed]) -> Result<()> {
+    /// Deletes what may go, and leaves only that in the list. Returns how much is too early: its owners
+    /// are added to `whose`, and nothing of theirs is tried.
+    async fn delete(
+        &self,
+        objects: &mut Vec<Listed>,
+        prefixes: &[&str],
+        whose: &mut BTreeSet<String>,
+    ) -> Result<usize> {
+        fn owner_in<'a>(l: &'a Listed, prefixes: &[&str]) -> Option<&'a str> {
+            prefixes.iter().find_map(|prefix| names::owner(&l.key, prefix))
+        }
+        let all = objects.len();
+        objects.retain(|l| {
+            owner_in(l, prefixes).is_none_or(|id| prefixes == PARTS || !whose.contains(id))
+        });
         // In a list of their own, or the compiler cannot tell that this may go to another thread.
-        let deletes: Vec<_> = objects.iter().map(|l| self.store.delete(&l.key)).collect();
-        stream::iter(deletes).buffer_unordered(DELETES_AT_ONCE).try_collect::<()>().await
+        let deletes: Vec<_> = objects.iter().map(|l| self.delete_due(&l.key)).collect();
+        let gone: Vec<bool> = stream::iter(deletes).buffered(DELETES_AT_ONCE).try_collect().await?;
+        let mut gone = gone.into_iter();
+        objects.retain(|l| {
+            let is_gone = gone.next() == Some(true);
+            if !is_gone {
+                whose.extend(owner_in(l, prefixes).map(str::to_owned));
+            }
+            is_gone
+        });
+        Ok(all - objects.len())
+    }
+
+    /// Deletes an object, if the store lets it go yet.
+    pub(crate) async fn delete_due(&self, key: &str) -> Result<bool> {
+        match self.store.delete(key).await {
+            Err(error @ Error::TooEarly { .. }) => {
+                tracing::debug!("{error}");
+                Ok(false)
+            }
+            deleted => deleted.map(|()| true),
+        }
     }
 }

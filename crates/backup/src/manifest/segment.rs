@@ -74,6 +74,11 @@ impl SegmentBuilder {
         StoredBlock::In { id, pack, offset, bytes }
     }
 
+    /// The packs that are used so far.
+    pub(crate) fn packs(&self) -> &[PackRef] {
+        &self.segment.packs
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         self.blocks >= SEGMENT_BLOCKS || self.segment.entries.len() >= SEGMENT_ENTRIES
     }

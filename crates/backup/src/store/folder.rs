@@ -17,7 +17,7 @@ use std::{
 };
 
 /// Objects begin their life here. What a writer that died left are [`Store::leftovers`].
-const UNFINISHED: &str = "tmp/";
+pub(crate) const UNFINISHED: &str = "tmp/";
 
 /// A repository in a folder.
 #[derive(Clone, Debug)]
@@ -51,7 +51,7 @@ impl Folder {
     }
 }
 
-fn written_unix_ms(metadata: &fs::Metadata) -> u64 {
+pub(crate) fn written_unix_ms(metadata: &fs::Metadata) -> u64 {
     let ms =
         metadata.mtime().saturating_mul(1000).saturating_add(metadata.mtime_nsec() / 1_000_000);
     u64::try_from(ms).unwrap_or(0)
@@ -122,42 +122,44 @@ impl Inner {
         }
         done
     }
+}
 
-    fn list(&self, prefix: &str, wanted: impl Fn(&Path) -> bool) -> io::Result<Vec<Listed>> {
-        let mut found = Vec::new();
-        let mut dirs = vec![self.path(prefix)];
-        while let Some(dir) = dirs.pop() {
-            let entries = match fs::read_dir(&dir) {
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                entries => entries?,
+/// What [`Store::list`] answers; or, `unfinished`, what [`Store::leftovers`] does.
+pub(crate) fn list(root: &Path, prefix: &str, unfinished: bool) -> io::Result<Vec<Listed>> {
+    let prefix = if unfinished { UNFINISHED } else { prefix };
+    let mut found = Vec::new();
+    let mut dirs = vec![root.join(prefix)];
+    while let Some(dir) = dirs.pop() {
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let Ok(relative) = entry.path().strip_prefix(root).map(Path::to_owned) else {
+                continue;
             };
-            for entry in entries {
-                let entry = entry?;
-                let Ok(relative) = entry.path().strip_prefix(&self.root).map(Path::to_owned) else {
-                    continue;
-                };
-                if !wanted(&relative) {
-                    continue;
-                }
-                let metadata = match entry.metadata() {
-                    // Deleted meanwhile.
-                    Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                    metadata => metadata?,
-                };
-                if metadata.is_dir() {
-                    dirs.push(entry.path());
-                } else if let Some(key) = relative.to_str() {
-                    found.push(Listed {
-                        key: key.to_owned(),
-                        bytes: metadata.len(),
-                        written_unix_ms: written_unix_ms(&metadata),
-                    });
-                }
+            if relative.starts_with(UNFINISHED) != unfinished {
+                continue;
+            }
+            let metadata = match entry.metadata() {
+                // Deleted meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
+            if metadata.is_dir() {
+                dirs.push(entry.path());
+            } else if let Some(key) = relative.to_str() {
+                found.push(Listed {
+                    key: key.to_owned(),
+                    bytes: metadata.len(),
+                    written_unix_ms: written_unix_ms(&metadata),
+                });
             }
         }
-        found.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(found)
     }
+    found.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(found)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -167,7 +169,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Renames, refusing to replace.
-fn put_in_place(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn put_in_place(from: &Path, to: &Path) -> io::Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // Network file systems have no such rename, but a hard link that is never replaced.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {
@@ -229,15 +231,14 @@ impl Store for Folder {
     async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
         let prefix = prefix.to_owned();
         self.blocking(move |inner| {
-            let finished = |path: &Path| !path.starts_with(UNFINISHED);
-            inner.list(&prefix, finished).map_err(|e| inner.failed("list", &prefix, &e))
+            list(&inner.root, &prefix, false).map_err(|e| inner.failed("list", &prefix, &e))
         })
         .await
     }
 
     async fn leftovers(&self) -> Result<Vec<Listed>> {
         self.blocking(|inner| {
-            inner.list(UNFINISHED, |_| true).map_err(|e| inner.failed("list", UNFINISHED, &e))
+            list(&inner.root, UNFINISHED, true).map_err(|e| inner.failed("list", UNFINISHED, &e))
         })
         .await
     }

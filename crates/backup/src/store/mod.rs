@@ -1,10 +1,13 @@
 //! Where a repository's objects are: a narrow view of a folder, an S3-compatible store or another
 //! member, so that everything above is the same for each, and tests can let each call fail.
 
-mod folder;
+pub(crate) mod folder;
+mod remote;
 mod s3;
+pub(crate) mod wire;
 
 pub use folder::Folder;
+pub use remote::Remote;
 pub use s3::{Patience, S3, S3Config};
 
 use crate::Result;
@@ -66,6 +69,12 @@ pub trait Store: Debug + Send + Sync + 'static {
     /// What was appended to an object so far. The last piece may be cut short where the writer
     /// died in the middle of it.
     async fn get_appended(&self, key: &str) -> Result<Bytes>;
+
+    /// Does whoever keeps the objects want to be told which older ones a new backup uses, to keep
+    /// them for as long as that?
+    fn wants_renewals(&self) -> bool {
+        false
+    }
 
     /// Removes what [`Store::append_new`] began.
     async fn delete_appended(&self, key: &str) -> Result<()>;

@@ -5,13 +5,16 @@
 //! the fence was there when it was read. No clock and no majority is needed, only that a list shows
 //! every object whose creation has returned.
 
-use crate::{Error, Repository, Result, names::FENCES};
+use crate::{
+    Error, Repository, Result,
+    names::{self, FENCES},
+};
 use bytes::Bytes;
 
 impl Repository {
     /// Writers of WAL for a generation below acknowledge nothing any more, once this returns.
     pub async fn fence(&self, below: u64) -> Result<()> {
-        match self.store.put_new(&format!("{FENCES}{below:020}"), Bytes::new()).await {
+        match self.store.put_new(&names::fence(below), Bytes::new()).await {
             Err(Error::Exists { .. }) => {}
             put => put?,
         }
@@ -19,7 +22,8 @@ impl Repository {
         self.store.barrier().await?;
         for (key, generation) in self.fences().await? {
             if generation < below {
-                self.store.delete(&key).await?;
+                // Where it may not go yet, it says less than the one that is up now.
+                self.delete_due(&key).await?;
             }
         }
         Ok(())
@@ -38,9 +42,6 @@ impl Repository {
 
     async fn fences(&self) -> Result<Vec<(String, u64)>> {
         let listed = self.store.list(FENCES).await?.into_iter();
-        // What is there under another name was not put by anybody who knows what it means.
-        Ok(listed
-            .filter_map(|l| Some((l.key.clone(), l.key.strip_prefix(FENCES)?.parse().ok()?)))
-            .collect())
+        Ok(listed.filter_map(|l| names::fence_of(&l.key).map(|below| (l.key, below))).collect())
     }
 }

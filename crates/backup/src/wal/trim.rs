@@ -13,16 +13,14 @@ impl Repository {
         for listed in self.store.list(WAL).await? {
             let key = names::parse_key(&listed.key, WAL);
             if key.is_some_and(|(_, number, _)| ends_before(number)) {
-                self.store.delete(&listed.key).await?;
-                removed += 1;
+                removed += usize::from(self.delete_due(&listed.key).await?);
             }
         }
         for listed in self.store.list(OPEN_WAL).await? {
             let key = names::parse_key(&listed.key, OPEN_WAL);
             if key.is_some_and(|(_, number, _)| ends_before(number)) {
                 // A store may keep what grows as parts below the name: each goes by itself.
-                self.store.delete(&listed.key).await?;
-                removed += 1;
+                removed += usize::from(self.delete_due(&listed.key).await?);
             }
         }
         if removed > 0 {

@@ -159,7 +159,11 @@ impl Repository {
                 content.get(from..).is_some_and(|rest| rest.starts_with(&piece.bytes))
             });
             if is_in_whole {
-                self.store.delete_appended(&name).await?;
+                match self.store.delete_appended(&name).await {
+                    // It stays for a while beside the whole.
+                    Err(Error::TooEarly { .. }) => {}
+                    deleted => deleted?,
+                }
             }
         }
         Ok(())

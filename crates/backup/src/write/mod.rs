@@ -15,6 +15,7 @@ use crate::{
     names,
     progress::Progress,
     seal::Kind,
+    serve::Keeps,
     source::Source,
     writer::Writer,
 };
@@ -85,6 +86,8 @@ struct Shared {
     stopped: AtomicBool,
     stats: Mutex<Stats>,
     doubts: Doubts,
+    /// Packs of older backups that this one uses.
+    keeps: Mutex<Keeps>,
     began: Instant,
     runtime: Handle,
 }
@@ -111,6 +114,7 @@ impl Writing {
             stopped: AtomicBool::new(false),
             stats: Mutex::default(),
             doubts: Doubts::default(),
+            keeps: Mutex::default(),
             began: Instant::now(),
             runtime: Handle::current(),
             repository,
@@ -152,6 +156,7 @@ impl Writing {
             return Err(Error::Refused(format!("backup {} is not published: {why}", self.id())));
         }
         self.shared.uploads.finish().await?;
+        self.shared.renew().await?;
         let repository = &self.writer.repository;
         repository.store.barrier().await?;
         let name = names::backup(&self.writer.id);
@@ -206,8 +211,26 @@ impl Shared {
         add(&mut self.stats.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Tells the store, if it wants to know, which older packs are to be kept for this backup.
+    async fn renew(&self) -> Result<()> {
+        let text = {
+            let keeps = self.keeps.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_wanted = self.repository.store.wants_renewals() && !keeps.is_empty();
+            is_wanted.then(|| keeps.to_text())
+        };
+        match text {
+            Some(text) => self.repository.store.put_new(&names::keeps(&self.id), text.into()).await,
+            None => Ok(()),
+        }
+    }
+
     /// Puts a full list of files on its way.
     fn close_segment(&self, builder: &SegmentBuilder, number: u32) -> Result<()> {
+        let mut keeps = self.keeps.lock().unwrap_or_else(PoisonError::into_inner);
+        for pack in builder.packs().iter().filter(|pack| pack.backup != self.id) {
+            keeps.add(&pack.backup, pack.number);
+        }
+        drop(keeps);
         let name = names::segment(&self.id, number);
         let object = builder.seal(&self.repository, &name);
         self.count(|stats| stats.stored_bytes += object.len() as u64);

@@ -1,6 +1,9 @@
 //! A repository on some store, a directory that is backed up into it, and what must come back.
 #![allow(dead_code)] // each test uses a part
 
+pub mod member;
+pub mod promises;
+pub mod proxy;
 pub mod s3;
 pub mod wrapped;
 
@@ -51,7 +54,10 @@ impl Fixture {
         let dir = tempfile::tempdir()?;
         let server = s3::Server::start(&dir.path().join("s3")).await?;
         let store = Arc::new(S3::new(&server.config(), s3::HASTE)?);
-        test(Self::on(dir, store).await?).await
+        test(Self::on(dir, store).await?).await?;
+        let dir = tempfile::tempdir()?;
+        let member = member::Serving::start(&dir.path().join("repository")).await?;
+        test(Self::on(dir, member.store()).await?).await
     }
 
     pub async fn on(dir: tempfile::TempDir, store: Arc<dyn Store>) -> Result<Self> {

@@ -34,6 +34,8 @@ pub struct Spec {
     pub postgres: String,
     /// Lines of `[route]`.
     pub route: String,
+    /// Lines behind all others.
+    pub more: String,
 }
 
 /// A data member without tags.
@@ -102,8 +104,8 @@ impl Member {
             port + 3,
             port + 4
         );
-        let Spec { tags, postgres, route, .. } = &self.spec;
-        let _ = writeln!(text, "[tags]\n{tags}\n[postgres]\n{postgres}\n[route]\n{route}");
+        let Spec { tags, postgres, route, more, .. } = &self.spec;
+        let _ = writeln!(text, "[tags]\n{tags}\n[postgres]\n{postgres}\n[route]\n{route}\n{more}");
         fs::write(&self.config, text).unwrap();
     }
 
@@ -401,6 +403,12 @@ impl Cluster {
     /// `kill -9` of the database process.
     pub fn kill_database(&self, name: &str) {
         kill(Pid::from_raw(self.postmaster(name).unwrap()), Signal::SIGKILL).unwrap();
+    }
+
+    /// The process of a member's agent.
+    pub fn agent(&self, name: &str) -> Pid {
+        let agent = self.member(name).agent.as_ref().unwrap();
+        Pid::from_raw(i32::try_from(agent.id()).unwrap())
     }
 
     /// `kill -9` of the agent alone.

@@ -3,6 +3,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../../../backup/tests/common/s3.rs"]
+#[allow(dead_code)]
+mod s3;
 
 mod adoption;
 mod alone;
@@ -21,6 +24,7 @@ mod logical;
 mod measured;
 mod repositories;
 mod restarts;
+mod served;
 mod tags;
 mod warm;
 mod witness;

@@ -107,7 +107,12 @@ impl FileSet {
             if path == Path::new("/") {
                 return Err(refused("the whole system cannot be backed up: name its folders"));
             }
-            if let StoreAt::Folder(folder) = &repository.store
+            let folder = match &repository.store {
+                StoreAt::Folder(folder) => Some(folder),
+                StoreAt::Member(on) if on.member == self.member => Some(&on.folder),
+                _ => None,
+            };
+            if let Some(folder) = folder
                 && (path.starts_with(folder) || folder.starts_with(path))
             {
                 let folder = folder.display();
@@ -226,7 +231,11 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Member, MemberKind, backup::BackupKey, member::Ports};
+    use crate::{
+        Member, MemberKind,
+        backup::{BackupKey, OnMember},
+        member::Ports,
+    };
 
     fn record() -> Record {
         let mut record = Record::default();
@@ -280,6 +289,15 @@ mod tests {
         assert!(add("u", FileSet { paths: Vec::new(), ..set("/srv") }).is_err());
         add("u", set("/srv/uploads")).unwrap();
         assert!(add("u", set("/srv/uploads")).is_err(), "there is one");
+        // In a folder that a member serves: only there it is that folder.
+        for (on, is_it) in [("m1", true), ("m2", false)] {
+            let member = MemberId::new(on).unwrap();
+            let at = OnMember { member, folder: "/mnt/backup".into() };
+            let repositories = &mut record.backups.repositories;
+            repositories.get_mut("main").unwrap().store = StoreAt::Member(at);
+            let added = record.change_files(1, "v", &FilesChange::Add(set("/mnt/backup/packs")));
+            assert_eq!(added.is_err(), is_it, "{on}");
+        }
     }
 
     #[test]

@@ -9,11 +9,14 @@ use crate::{
     connect::{CONNECTION_WINDOW, HEADERS_MAX, STREAM_WINDOW},
     log_limit::LogLimit,
     names::read_certificate,
-    rpc::{BODY_MAX, BodyError, Caller, Handler, RpcError, collect, is_method},
+    rpc::{
+        BODY_MAX, BodyError, Caller, Handler, RpcError, STREAMED, Streamed, StreamedBody, collect,
+        is_method,
+    },
 };
 use bytes::Bytes;
 use http::{Method, Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use sempre_model::MemberId;
@@ -109,9 +112,22 @@ pub async fn serve(
         Peer::Stranger => (Some(STRANGER_LIFE), Some(guest)),
     };
     let calls = shared.clone();
-    let service = service_fn(move |request| {
-        let (shared, peer) = (calls.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(respond(shared, peer, address, request).await) }
+    let streamed = match &peer {
+        Peer::Member { .. } => shared.handler.streamed(),
+        Peer::Stranger => None,
+    };
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (shared, peer, streamed) = (calls.clone(), peer.clone(), streamed.clone());
+        async move {
+            Ok::<_, Infallible>(match streamed {
+                Some(streamed)
+                    if request.uri().path().trim_start_matches('/').starts_with(STREAMED) =>
+                {
+                    stream_to(&*streamed, &shared, peer, address, request).await
+                }
+                _ => respond(shared, peer, address, request).await,
+            })
+        }
     });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -156,14 +172,35 @@ fn identify(shared: &Shared, tls: &ServerConnection) -> Result<Peer, String> {
     Ok(Peer::Member { name, not_after: facts.not_after })
 }
 
+/// A request with a body of any length, and the like answer.
+async fn stream_to(
+    streamed: &dyn Streamed,
+    shared: &Shared,
+    peer: Peer,
+    address: SocketAddr,
+    request: Request<Incoming>,
+) -> Response<StreamedBody> {
+    match admit(shared, &peer, address, STREAMED) {
+        Ok((Caller::Member(name), _)) => streamed.serve(&name, request).await,
+        Ok((Caller::Stranger(_), _)) => {
+            refusal(RpcError::Refused("only members may ask this".into()))
+        }
+        Err(error) => refusal(error),
+    }
+}
+
+fn whole(bytes: Bytes) -> StreamedBody {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
 async fn respond(
     shared: Arc<Shared>,
     peer: Peer,
     address: SocketAddr,
     request: Request<Incoming>,
-) -> Response<Full<Bytes>> {
+) -> Response<StreamedBody> {
     match work(&shared, peer, address, request).await {
-        Ok(bytes) if bytes.len() <= BODY_MAX => Response::new(Full::new(bytes)),
+        Ok(bytes) if bytes.len() <= BODY_MAX => Response::new(whole(bytes)),
         Ok(bytes) => refusal(RpcError::TooLarge(format!(
             "an answer of {} bytes; the most is {BODY_MAX}",
             bytes.len()
@@ -172,9 +209,9 @@ async fn respond(
     }
 }
 
-fn refusal(error: RpcError) -> Response<Full<Bytes>> {
+fn refusal(error: RpcError) -> Response<StreamedBody> {
     let (status, text) = error.into_parts();
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let mut response = Response::new(whole(Bytes::from(text)));
     *response.status_mut() = status;
     response
 }

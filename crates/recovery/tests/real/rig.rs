@@ -49,7 +49,7 @@ impl Rig {
         let folder = dir.path().join("repository");
         let (name, at) = ("main".into(), StoreAt::Folder(folder.clone()));
         let key_text = BackupKey(key.to_text());
-        let place = Place { name, store: at, key: key_text, next_key: None };
+        let place = Place { name, store: at, key: key_text, next_key: None, reach: None };
         let store = Arc::new(Folder::new(folder));
         let identity = Identity::new("id", "tests", system_identifier, 1);
         let repository = Repository::create(store, &key, identity).await?;

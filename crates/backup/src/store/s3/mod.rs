@@ -7,6 +7,8 @@
 //! - An operation that fails is tried again, a limited number of times ([`Patience`]). A put whose answer was
 //!   lost finds its own object there when it is tried again: it compares.
 //!
+//! - Whoever may write and not delete is told so: a delete that is refused is too early, and no failure.
+//!
 //! Limits. A bucket with versions, or with object lock, keeps what is deleted as old versions: give it a
 //! rule that lets these go. Retention is set on the bucket (its *default retention*), not with each object:
 //! the library can give headers only to all requests of a client alike.
@@ -100,6 +102,10 @@ impl S3 {
     fn failed(&self, doing: &'static str, key: &str, error: &object_store::Error) -> Error {
         let (key, repository) = (key.to_owned(), self.name.to_string());
         match error {
+            // Who may write, and not delete, is kept from it by a rule of the bucket.
+            object_store::Error::PermissionDenied { .. } if doing == "delete" => {
+                Error::TooEarly { key, repository, why: in_full(error) }
+            }
             object_store::Error::NotFound { .. } => Error::Missing { key, repository },
             object_store::Error::AlreadyExists { .. } => Error::Exists { key, repository },
             other => Error::Store { doing, key, repository, why: in_full(other) },
