@@ -4,11 +4,13 @@
 //! A member acts only on a record at least as new as what it promised ([`Local::promised`]):
 //! one that restarted with an older record stays fenced until it has caught up.
 
-use crate::{LeaderView, Millis, detect, leader, promote, sync::enforceable};
+mod takeover;
+
+use crate::{LeaderView, Millis, detect, leader, sync::enforceable};
 use sempre_model::{
-    Generation, Lsn, Member, MemberId, MemberKind, Record, SyncSet, Timeline,
+    Generation, Lsn, MemberId, MemberKind, Record, SyncSet, Timeline,
     observation::{Database, ProcessState, Role},
-    record::{Fenced, Phase},
+    record::Phase,
 };
 
 /// How long a crashed primary waits for the leader to begin the failover that it expects too,
@@ -182,8 +184,8 @@ type Rule = fn(&Local) -> Option<Step>;
 pub const RULES: [(&str, Rule); 11] = [
     ("fence-old-primary", fence_old_primary),
     ("stay-fenced", stay_fenced),
-    ("take-archived", take_archived),
-    ("recover-from-backup", recover_from_backup),
+    ("take-archived", takeover::take_archived),
+    ("recover-from-backup", takeover::recover_from_backup),
     ("rest-alone", rest_alone),
     ("hand-over", hand_over),
     ("be-primary", be_primary),
@@ -259,63 +261,6 @@ fn stay_fenced(local: &Local) -> Option<Step> {
         }
         _ => None,
     }
-}
-
-/// The repository of the sync set that has come furthest, if any is fenced: its name, where it is.
-fn furthest_archive(local: &Local) -> Option<(String, Fenced)> {
-    if outdated(local) || !matches!(record(local).phase, Phase::Fencing { .. }) {
-        return None;
-    }
-    let archives = promote::fenced_archives(&local.view).into_iter();
-    let furthest = archives.max_by_key(|f| (f.timeline, f.lsn))?;
-    let repository = record(local).archive(&furthest.member)?;
-    let place = record(local).backups.repositories.get(repository)?;
-    place.is_reached_by(local.view.me).then(|| (repository.to_owned(), furthest))
-}
-
-/// What a repository has beyond this standby was acknowledged, perhaps: whoever is promoted must
-/// have it.
-fn take_archived(local: &Local) -> Option<Step> {
-    let (repository, archived) = furthest_archive(local)?;
-    let mine = local.view.observation(local.view.me)?.fenced.as_ref()?;
-    let behind = mine.generation == record(local).generation
-        && mine.timeline <= archived.timeline
-        && !mine.contains(archived.timeline, archived.lsn);
-    let able = local.running && answers(local) && local.armed.is_none();
-    (behind && able && local.view.now >= local.retry_at).then_some(Step::TakeArchived {
-        repository,
-        timeline: archived.timeline,
-        lsn: archived.lsn,
-    })
-}
-
-/// Nobody has the data but a repository: the first of those without any restores itself.
-fn recover_from_backup(local: &Local) -> Option<Step> {
-    let (repository, archived) = furthest_archive(local)?;
-    let policy = &record(local).policy;
-    let waited = local.view.now.saturating_sub(local.view.since);
-    if !policy.recover_from_backup
-        || waited < policy.recover_from_backup_after_ms
-        || local.data != DataDir::Missing
-        || local.running
-        || local.view.now < local.retry_at
-    {
-        return None;
-    }
-    let place = record(local).backups.repositories.get(&repository)?;
-    let heard = |m: &&Member| m.can_lead() && local.view.database(&m.name).is_some();
-    let has_data = |m: &Member| local.view.database(&m.name).is_some_and(|d| d.has_data);
-    let fenced = |m: &Member| local.view.observation(&m.name).is_some_and(|o| o.fenced.is_some());
-    let members: Vec<&Member> = record(local).data_members().filter(heard).collect();
-    if members.iter().any(|m| has_data(m) && fenced(m)) {
-        return None;
-    }
-    let first = members.iter().find(|m| !has_data(m) && place.is_reached_by(&m.name))?;
-    (first.name == *local.view.me).then_some(Step::Recover {
-        repository,
-        timeline: archived.timeline,
-        lsn: archived.lsn,
-    })
 }
 
 /// It was promoted, but went down before it served: it has all that it was chosen for, and
