@@ -7,7 +7,10 @@ use common::{Fixture, described, noise, tree, wrapped::Wrapped};
 use sempre_backup::{
     Backup, Error, LEASE, Options, Repository, VerifyOptions, Writer, Writing, list,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 const OWNER: Option<&str> = Some("the house/a");
 
@@ -38,6 +41,7 @@ async fn with_dead_attempt() -> Result<(Fixture, Writing, Backup)> {
     }
     fixture.now += 1000;
     let (dead, described) = attempt(&fixture.repository, &fixture).await?;
+    arrived(&fixture, &dead).await?;
     fixture.put("base/5/5", &noise(5, 400_000));
     fixture.now += 1000;
     Ok((fixture, dead, described))
@@ -47,6 +51,24 @@ async fn sound(fixture: &Fixture) -> Result<usize> {
     let found = fixture.repository.verify(None, VerifyOptions::default(), Arc::default()).await?;
     assert_eq!(found.damages, []);
     Ok(fixture.check_all().await?.len())
+}
+
+/// Waits until everything that it has put on its way is in the repository.
+async fn arrived(fixture: &Fixture, writing: &Writing) -> Result<()> {
+    let ends = Instant::now() + Duration::from_secs(60);
+    loop {
+        let mut there = 0;
+        for prefix in ["packs", "segments"] {
+            let prefix = format!("{prefix}/{}/", writing.id());
+            let listed = fixture.repository.store.list(&prefix).await?;
+            there += listed.iter().map(|listed| listed.bytes).sum::<u64>();
+        }
+        if there >= writing.stats().stored_bytes {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < ends, "{there} bytes of {:?}", writing.stats());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,6 +82,7 @@ async fn what_a_dead_attempt_stored_is_not_stored_again() -> Result<()> {
     let (second, _) = attempt(&fixture.repository, &fixture).await?;
     let stats = second.stats();
     assert_eq!((stats.new_bytes, stats.adopted_bytes), (1_600_000, 1_200_000));
+    arrived(&fixture, &second).await?;
     drop(second);
     fixture.put("base/5/3", &noise(33, 400_000));
     fixture.now += 1000;
