@@ -4,7 +4,10 @@
 //! And when a repository may stand in for a standby in the sync set.
 
 use crate::LeaderView;
-use sempre_model::{MemberId, MemberKind, Phase, Record, backup::archiver_of};
+use sempre_model::{
+    MemberId, MemberKind, Phase, Record,
+    backup::{StoreAt, archiver_of},
+};
 use std::collections::BTreeMap;
 
 /// Does a member that is heard keep WAL in this repository, with no gap behind its base backup? Or
@@ -19,10 +22,16 @@ pub fn attended(view: &LeaderView, repository: &str) -> bool {
 }
 
 /// The repositories that a commit may wait for, by the names of their archivers: what is there can
-/// be restored.
+/// be restored, and is not on the primary's own machine, as far as that is known.
 pub fn eligible<'a>(view: &'a LeaderView) -> impl Iterator<Item = MemberId> + 'a {
     let backups = &view.record.backups;
-    let names = backups.repositories.keys().filter(|_| view.record.policy.archive_in_sync_set);
+    let primary = view.record.primary.as_ref();
+    let elsewhere = move |at: &StoreAt| match at {
+        StoreAt::Member(at) => Some(&at.member) != primary,
+        StoreAt::Folder(_) | StoreAt::S3(_) => true,
+    };
+    let places = backups.repositories.iter().filter(|_| view.record.policy.archive_in_sync_set);
+    let names = places.filter(move |(_, place)| elsewhere(&place.store)).map(|(name, _)| name);
     names
         .filter(|name| backups.newest_unix_ms.contains_key(*name) && attended(view, name))
         .filter_map(|name| archiver_of(name).ok())
@@ -79,7 +88,7 @@ mod tests {
     use super::*;
     use sempre_model::{
         Member,
-        backup::{BackupEnded, BackupKey, Repository, StoreAt},
+        backup::{BackupEnded, BackupKey, Repository},
         member::Ports,
     };
 

@@ -10,7 +10,7 @@ use sempre_decide::{
 };
 use sempre_model::{
     Generation, Lsn, SyncSet, Timeline,
-    backup::ArchiveView,
+    backup::{ArchiveView, OnMember, StoreAt},
     command::Change,
     observation::{Database, Downstream, ProcessState, Role},
     record::{Fenced, HistoryEntry},
@@ -97,6 +97,10 @@ fn a_repository_stands_in_only_for_standbys_that_are_missing() {
     without(&|c| c.record.backups.newest_unix_ms.clear());
     without(&|c| c.word("m2").archives.clear());
     without(&|c| c.word("m2").archives.get_mut("main").unwrap().gap = Some((Lsn(1), Lsn(2))));
+    without(&|c| {
+        let at = OnMember { member: name("m0"), folder: "/r".into() };
+        c.record.backups.repositories.get_mut("main").unwrap().store = StoreAt::Member(at);
+    });
     without(&|c| drop(c.database("m0").downstreams.remove(&name(ARCHIVE))));
     without(&|c| {
         let slow = c.database("m0").downstreams.get_mut(&name(ARCHIVE)).unwrap();
