@@ -1,7 +1,9 @@
 //! Which older packs a backup uses, in clear, so that whoever keeps them knows without the key: the
 //! object `keeps/BACKUP`. A line for each backup that they are of: its name, and their numbers.
 //!
-//!     20260131T030000Z-0a1b2c3d 0-57,60
+//! ```text
+//! 20260131T030000Z-0a1b2c3d 0-57,60
+//! ```
 
 use crate::names::{self, KEEPS};
 use std::{

@@ -63,6 +63,8 @@ async fn replication_is_encrypted_and_both_sides_prove_who_they_are() -> Result<
     let mut b = copied(root.path(), "b", &a).await?;
     let on_b = b.start(&b.standby_settings(Some(&a))).await?;
     caught_up(&on_a, &on_b).await?;
+    // What it has may have come with the copy.
+    until("it streams", async || Ok(!on_a.observe().await?.downstreams.is_empty())).await?;
     on_a.execute(
         "DO $$DECLARE r record; n int := 0; BEGIN \
          FOR r IN SELECT * FROM pg_stat_replication LEFT JOIN pg_stat_ssl USING (pid) LOOP \
