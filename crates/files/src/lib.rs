@@ -4,10 +4,10 @@
 //! `rustic_core` knows the format. What it does not give, and this crate does:
 //!
 //! - It skips what it cannot read, and says so in a log only. Here every error of the sources is remembered
-//!   ([`source`]), and the repository refuses to take the snapshot then ([`backend`]): a snapshot is whole,
+//!   (`source`), and the repository refuses to take the snapshot then (`backend`): a snapshot is whole,
 //!   or is not there.
 //! - Its restore ends the program where a repository is damaged, and only logs what it could not set. Ours
-//!   ([`restore`]) says all of it.
+//!   (`restore`) says all of it.
 //! - Objects go through [`sempre_backup::Store`], so that they are wherever a repository can be.
 
 mod back_up;

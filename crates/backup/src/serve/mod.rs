@@ -6,7 +6,7 @@
 //!
 //! What is asked is a narrow store: put a new object, read, list, delete, append. An object is created
 //! once and never replaced. It is appended to only over the connection that began it. With a *window*, it
-//! is not deleted before its time ([`window`]). No object is understood here: there is no key, only names,
+//! is not deleted before its time (`window`). No object is understood here: there is no key, only names,
 //! sizes and times.
 //!
 //! An answer is given when the disk has what it says, the folders above included.
